@@ -1,0 +1,32 @@
+"""The `rrm` command. Verb modules import nothing heavy at their top, so that `rrm --help` is instant."""
+
+import sys
+
+import typer
+
+from rrm_jax.errors import RrmError
+
+_app = typer.Typer(
+    name="rrm",
+    help="Reward Reasoning Models in JAX: judge, rank and train on verdicts alone.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+def app() -> None:
+    """Runs the command line. Exit codes: 0 done; 1 done but rows were skipped; 2 wrong input; 130 interrupted."""
+    try:
+        _app()
+    except RrmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is kept; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    app()

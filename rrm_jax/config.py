@@ -1,0 +1,114 @@
+"""Typed configuration: frozen pydantic models, read from YAML with `extends:` and dotted overrides."""
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rrm_jax.errors import RrmError
+
+
+class Config(BaseModel):
+    """Base of every config section: immutable; unknown keys are errors; field docstrings are their help."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+def find_config(name: str) -> Path:
+    """A YAML file by path, or by its name below the `configs/` that come with the package."""
+    package = Path(__file__).parent
+    for candidate in (Path(name), package / "_configs" / name, package.parent / "configs" / name):
+        if candidate.is_file():
+            return candidate
+    raise RrmError(f"no config file {name!r}, neither as a path nor among the package's configs")
+
+
+def load_config[C: Config](cls: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:
+    """Reads `path` (and what it `extends:`), applies `a.b=value` overrides, and validates.
+
+    Raises RrmError that lists every wrong key with the nearest valid one, and every wrong value with the file's.
+    """
+    tree = _merge(_read_yaml(find_config(str(path))) if path else {}, _dotted(overrides))
+    try:
+        return cls.model_validate(tree)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explain(cls, dict(problem))}" for problem in error.errors())
+        raise RrmError(f"{path or 'the configuration'} is not a valid {cls.__name__}:\n{problems}") from None
+
+
+def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise RrmError(f"{path} extends itself")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RrmError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise RrmError(f"{path} must hold a mapping at its top level, not {type(tree).__name__}")
+    if "extends" not in tree:
+        return tree
+    base = path.parent / tree.pop("extends")
+    if not base.is_file():
+        raise RrmError(f"{path} extends {base}, which does not exist")
+    return _merge(_read_yaml(base, (*seen, path.resolve())), tree)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _dotted(overrides: Sequence[str]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise RrmError(f"override {override!r} is not of the form key=value, e.g. optimizer.learning_rate=1e-6")
+        node = tree
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        try:
+            node[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RrmError(f"override {override!r}: the value is not valid YAML: {error}") from None
+    return tree
+
+
+def _explain(cls: type[BaseModel], problem: dict[str, Any]) -> str:
+    location = tuple(str(part) for part in problem["loc"])
+    where = ".".join(location) or "(top level)"
+    if problem["type"] != "extra_forbidden":
+        return f"{where}: {problem['msg']} (got {problem['input']!r})"
+    known = _keys_of(cls)
+    near = difflib.get_close_matches(where, known, n=1, cutoff=0.5) or [
+        key for key in known if key.split(".")[-1] == location[-1]
+    ]
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(sorted(_siblings(known, location)))}"
+    return f"{where}: unknown key{hint}"
+
+
+def _siblings(known: list[str], location: tuple[str, ...]) -> list[str]:
+    prefix = ".".join(location[:-1])
+    return [key for key in known if key.rpartition(".")[0] == prefix]
+
+
+def _keys_of(cls: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in cls.model_fields.items():
+        keys.append(prefix + name)
+        options = (
+            typing.get_args(field.annotation) if isinstance(field.annotation, types.UnionType) else (field.annotation,)
+        )
+        for option in options:
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                keys += _keys_of(option, f"{prefix}{name}.")
+    return keys

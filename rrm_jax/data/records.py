@@ -1,0 +1,115 @@
+"""The rows that users give: preference pairs, candidate lists, prompts. Each parser raises RowError."""
+
+import dataclasses
+from typing import Any
+
+from rrm_jax.data.jsonl import RowError
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """`label` 1 or 2 says which response is better; None: unknown."""
+
+    id: str
+    query: str
+    response_1: str
+    response_2: str
+    label: int | None = None
+    source: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    id: str
+    query: str
+    responses: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """Exactly one of `prompt` (text) and `prompt_ids` (token ids, no tokenizer needed)."""
+
+    id: str
+    prompt: str | None
+    prompt_ids: tuple[int, ...] | None
+
+
+class Unique:
+    """Wraps a parser so that an id seen before is a RowError: ids address randomness and resumption."""
+
+    def __init__(self, parse):
+        self._parse, self._seen = parse, set()
+
+    def __call__(self, row: dict[str, Any]):
+        record = self._parse(row)
+        if record.id in self._seen:
+            raise RowError(f"id {record.id!r} appears twice; ids must be unique")
+        self._seen.add(record.id)
+        return record
+
+
+def _field(row: dict[str, Any], key: str) -> Any:
+    if key not in row:
+        raise RowError(f"field {key!r} is missing; the row has {', '.join(map(repr, row)) or 'no fields'}")
+    return row[key]
+
+
+def _text(row: dict[str, Any], key: str) -> str:
+    value = _field(row, key)
+    if not isinstance(value, str):
+        raise RowError(f"field {key!r} must be a string, not {type(value).__name__}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RowError(f"field {key!r} holds a lone surrogate, which is not text") from None
+    return value
+
+
+def _id(row: dict[str, Any]) -> str:
+    value = _field(row, "id")
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise RowError(f"field 'id' must be a string or an integer, not {type(value).__name__}")
+    return str(value)
+
+
+def parse_pair(row: dict[str, Any]) -> Pair:
+    label = row.get("label")
+    if label is not None and (isinstance(label, bool) or label not in (1, 2)):
+        raise RowError(f"field 'label' must be 1, 2 or null, not {label!r}")
+    source = row.get("source", "")
+    if not isinstance(source, str):
+        raise RowError(f"field 'source' must be a string, not {type(source).__name__}")
+    return Pair(_id(row), _text(row, "query"), _text(row, "response_1"), _text(row, "response_2"), label, source)
+
+
+def parse_labelled_pair(row: dict[str, Any]) -> Pair:
+    """A pair to train or to score on: the label is required."""
+    _field(row, "label")
+    pair = parse_pair(row)
+    if pair.label is None:
+        raise RowError("field 'label' must be 1 or 2 here, not null")
+    return pair
+
+
+def parse_candidates(row: dict[str, Any]) -> Candidates:
+    responses = _field(row, "responses")
+    if not isinstance(responses, list) or not responses or not all(isinstance(r, str) for r in responses):
+        raise RowError("field 'responses' must be a list of at least one string")
+    for at in range(len(responses)):
+        _text({f"responses[{at}]": responses[at]}, f"responses[{at}]")
+    return Candidates(_id(row), _text(row, "query"), tuple(responses))
+
+
+def parse_prompt(row: dict[str, Any]) -> Prompt:
+    if ("prompt" in row) == ("prompt_ids" in row):
+        raise RowError("exactly one of 'prompt' and 'prompt_ids' is needed")
+    if "prompt" in row:
+        return Prompt(_id(row), _text(row, "prompt"), None)
+    ids = row["prompt_ids"]
+    if (
+        not isinstance(ids, list)
+        or not ids
+        or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids)
+    ):
+        raise RowError("field 'prompt_ids' must be a list of at least one non-negative integer")
+    return Prompt(_id(row), None, tuple(ids))

@@ -1,0 +1,1 @@
+"""The Qwen2 decoder. Nothing outside this room knows the architecture."""

@@ -1,0 +1,160 @@
+"""Grouped-query attention behind one mask rule, with a backend per platform.
+
+Axes: B batch, T query time, S key/value time, H query heads, K key/value heads, G = H/K, N head width.
+
+A query sees a key when they are in the same segment (0 is padding), the key's position is not later, and, in a
+windowed layer, it is less than `window` positions back. Positions and segments travel as arrays; no token id
+is ever looked at.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from rrm_jax.models.config import DecoderConfig
+
+Backend = Literal["xla", "cudnn", "splash"]
+BACKENDS: tuple[Backend, ...] = ("xla", "cudnn", "splash")
+NO_WINDOW = 1 << 30
+_SPLASH_BLOCK = 128
+Spec = Callable[[tuple[str | None, ...]], PartitionSpec]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which backend full-sequence attention runs on, and why. Decoding reads its cache through `xla`."""
+
+    backend: Backend
+    reason: str
+
+    def __str__(self) -> str:
+        return f"attention: {self.backend} ({self.reason})"
+
+
+def choose_backend(config: DecoderConfig, dtype, platform: str | None = None, requested: str = "auto") -> Choice:
+    """The backend for `platform` (default: JAX's) and compute `dtype`.
+
+    `requested` other than "auto" is taken as it is, or refused with a ValueError that says what it lacks.
+    cuDNN and Splash are compared with XLA by the tests only where such a device, or the interpreter, is present.
+    """
+    platform = platform or jax.default_backend()
+    lacking = {
+        "xla": None,
+        "cudnn": _cudnn_lacks(config, dtype, platform),
+        "splash": _splash_lacks(config, platform),
+    }
+    if requested != "auto":
+        if requested not in lacking:
+            raise ValueError(f"attention backend {requested!r} is not one of auto, {', '.join(BACKENDS)}")
+        if lacking[requested]:
+            raise ValueError(f"attention backend {requested!r} cannot be used: {lacking[requested]}")
+        return Choice(requested, "asked for")
+    preferred: Backend | None = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}.get(platform)  # type: ignore[assignment]
+    if preferred is None:
+        return Choice("xla", f"the default on {platform}")
+    if lacking[preferred]:
+        return Choice("xla", f"{preferred} cannot be used: {lacking[preferred]}")
+    return Choice(preferred, f"the default on {platform}")
+
+
+def _cudnn_lacks(config: DecoderConfig, dtype, platform: str) -> str | None:
+    if platform not in ("gpu", "cuda"):
+        return f"platform is {platform}, not a CUDA GPU"
+    if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
+        return f"compute dtype is {jnp.dtype(dtype).name}, not bfloat16 or float16"
+    if config.head_dim % 8 or config.head_dim > 128:
+        return f"head_dim {config.head_dim} is not a multiple of 8 up to 128"
+    return None
+
+
+def _splash_lacks(config: DecoderConfig, platform: str) -> str | None:
+    if platform != "tpu":
+        return f"platform is {platform}, not a TPU"
+    if config.head_dim % 64:
+        return f"head_dim {config.head_dim} is not a multiple of 64"
+    if any(config.window_layers):
+        return "sliding-window layers are chosen at run time, Splash masks when compiling"
+    return None
+
+
+def visible(q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS, window) -> jax.Array:
+    """The mask, bool [B, T, S], of the rule at the top of this module."""
+    distance = q_positions_BT[:, :, None] - kv_positions_BS[:, None, :]
+    same = (q_segments_BT[:, :, None] == kv_segments_BS[:, None, :]) & (kv_segments_BS[:, None, :] != 0)
+    return same & (distance >= 0) & (distance < window)
+
+
+def attend(
+    q_BTHN,
+    k_BKSN,
+    v_BKSN,
+    q_positions_BT,
+    kv_positions_BS,
+    q_segments_BT,
+    kv_segments_BS,
+    window,
+    *,
+    backend: Backend = "xla",
+    spec: Spec | None = None,
+) -> jax.Array:
+    """Attention output [B, T, H, N] in q's dtype; softmax in float32.
+
+    `window` is a scalar int array (`NO_WINDOW` for none). Rows that see nothing (padding) get finite values
+    that callers must not read. `spec` places Splash, which XLA cannot partition by itself, on the mesh.
+    """
+    with jax.named_scope(f"attend_{backend}"):
+        if backend == "splash" and q_BTHN.shape[1] % _SPLASH_BLOCK == 0:
+            return _splash(q_BTHN, k_BKSN, v_BKSN, q_segments_BT, spec)
+        mask_BTS = visible(q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS, window)
+        if backend == "cudnn":
+            k, v = (x.swapaxes(1, 2) for x in (k_BKSN, v_BKSN))
+            return jax.nn.dot_product_attention(q_BTHN, k, v, mask=mask_BTS[:, None], implementation="cudnn")
+        return _xla(q_BTHN, k_BKSN, v_BKSN, mask_BTS)
+
+
+def _xla(q_BTHN, k_BKSN, v_BKSN, mask_BTS) -> jax.Array:
+    # Heads are grouped by the key/value head they share: repeating K and V costs 13 to 16 times the bytes.
+    batch, time, heads, width = q_BTHN.shape
+    kv_heads = k_BKSN.shape[1]
+    q = q_BTHN.reshape(batch, time, kv_heads, heads // kv_heads, width)
+    scores = jnp.einsum("btkgn,bksn->bkgts", q, k_BKSN, preferred_element_type=jnp.float32) * width**-0.5
+    scores = jnp.where(mask_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BKSN.dtype)
+    return jnp.einsum("bkgts,bksn->btkgn", weights, v_BKSN).reshape(q_BTHN.shape)
+
+
+@functools.lru_cache(maxsize=8)
+def _splash_kernel(heads: int, time: int, interpret: bool):
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    mask = masks.MultiHeadMask([masks.CausalMask((time, time)) for _ in range(heads)])
+    with jax.ensure_compile_time_eval():
+        return kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
+
+
+def _splash(q_BTHN, k_BKSN, v_BKSN, segments_BT, spec: Spec | None) -> jax.Array:
+    """Splash is causal by index, which equals causal by position: positions rise by one within a segment."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
+    interpret = jax.default_backend() != "tpu"
+
+    def on_device(q, k, v, segments):
+        groups = q.shape[2] // k.shape[1]
+        k, v = (jnp.repeat(x, groups, axis=1) for x in (k, v))
+        run = jax.vmap(_splash_kernel(q.shape[2], q.shape[1], interpret))
+        out = run(q.swapaxes(1, 2) * q.shape[-1] ** -0.5, k, v, SegmentIds(q=segments, kv=segments))
+        return out.swapaxes(1, 2).astype(q.dtype)
+
+    if spec is None or jax.sharding.get_abstract_mesh().empty:
+        return on_device(q_BTHN, k_BKSN, v_BKSN, segments_BT)
+    q_spec, kv_spec = spec(("batch", None, "heads", None)), spec(("batch", "kv_heads", None, None))
+    placed = jax.shard_map(
+        on_device, in_specs=(q_spec, kv_spec, kv_spec, spec(("batch", None))), out_specs=q_spec, check_vma=False
+    )
+    return placed(q_BTHN, k_BKSN, v_BKSN, segments_BT)

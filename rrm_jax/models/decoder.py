@@ -1,0 +1,281 @@
+"""The Qwen2 decoder: Flax modules that declare every parameter once, and pure functions that run them.
+
+Axes: B batch, T query time, S key/value time, D model width, H query heads, K key/value heads, N head width,
+F MLP width, V vocabulary, L layers.
+
+Weights are stored as Hugging Face stores them, output axis first, so that conversion only reshapes. Parameters
+cross every jit boundary as nested dicts of arrays. `params["layers"]` is either one dict of arrays stacked
+along L (training: `lax.scan`) or a list of L dicts (sampling: unrolled, so that no step copies a layer).
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rrm_jax.models import rope
+from rrm_jax.models.attention import NO_WINDOW, Backend, Spec, attend
+from rrm_jax.models.config import DecoderConfig
+
+Params = dict[str, Any]
+
+REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to run a forward pass; static, hashable.
+
+    `dtype`: compute dtype (parameters are cast at use, so float32 masters can train in bfloat16).
+    `attention`: see `attention.choose_backend`. `remat`: what the backward pass recomputes, "none", "dots"
+    (keeps matmul outputs) or "full". `spec`: logical axes → PartitionSpec on the current mesh; None on one device.
+    """
+
+    dtype: Any = jnp.float32
+    attention: Backend = "xla"
+    remat: str = "none"
+    spec: Spec | None = None
+
+    def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        return x if self.spec is None else jax.lax.with_sharding_constraint(x, self.spec(axes))
+
+
+class Cache(NamedTuple):
+    """Keys and values of one batch: per layer [B, K, S, N]. `positions` int32 [B, S] is −1 in an empty column."""
+
+    k: list[jax.Array]
+    v: list[jax.Array]
+    positions: jax.Array
+
+
+class View(NamedTuple):
+    """What every layer of one forward pass shares."""
+
+    cos: jax.Array
+    sin: jax.Array
+    q_positions: jax.Array
+    q_segments: jax.Array
+    kv_positions: jax.Array
+    kv_segments: jax.Array
+    cursor: jax.Array | None  # the cache column that the first new key is written to; None: no cache
+
+
+def declare(
+    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], init, hf: str, sharded: tuple[str, ...] = ()
+) -> nnx.Param:
+    """A parameter's one declaration: its shape, logical axes, initialiser and Hugging Face name."""
+    return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes, hf=hf, init=init)
+
+
+def rms_norm(x, scale, eps: float):
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return scale.astype(x.dtype) * normed.astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    def __init__(self, c: DecoderConfig, rngs: nnx.Rngs):
+        normal, zeros = nnx.initializers.normal(c.initializer_range), nnx.initializers.zeros
+        kv, q = (c.num_kv_heads, c.head_dim), (c.num_heads, c.head_dim)
+        self.q_kernel = declare(
+            rngs, (*q, c.hidden_size), ("heads", "head", "embed"), normal, "self_attn.q_proj.weight"
+        )
+        self.k_kernel = declare(
+            rngs, (*kv, c.hidden_size), ("kv_heads", "head", "embed"), normal, "self_attn.k_proj.weight"
+        )
+        self.v_kernel = declare(
+            rngs, (*kv, c.hidden_size), ("kv_heads", "head", "embed"), normal, "self_attn.v_proj.weight"
+        )
+        self.o_kernel = declare(
+            rngs, (c.hidden_size, *q), ("embed", "heads", "head"), normal, "self_attn.o_proj.weight"
+        )
+        self.q_bias = declare(rngs, q, ("heads", "head"), zeros, "self_attn.q_proj.bias")
+        self.k_bias = declare(rngs, kv, ("kv_heads", "head"), zeros, "self_attn.k_proj.bias")
+        self.v_bias = declare(rngs, kv, ("kv_heads", "head"), zeros, "self_attn.v_proj.bias")
+
+    def __call__(self, x_BTD, view: View, window, cache, options: Options):
+        """Output [B, T, D] and this layer's (k, v): the new ones [B, K, T, N], or the updated cache."""
+        q_kernel, k_kernel, v_kernel, o_kernel = (
+            p[...].astype(x_BTD.dtype) for p in (self.q_kernel, self.k_kernel, self.v_kernel, self.o_kernel)
+        )
+        q_bias, k_bias, v_bias = (p[...].astype(x_BTD.dtype) for p in (self.q_bias, self.k_bias, self.v_bias))
+        q = jnp.einsum("btd,hnd->bthn", x_BTD, q_kernel) + q_bias
+        k = jnp.einsum("btd,knd->btkn", x_BTD, k_kernel) + k_bias
+        v = jnp.einsum("btd,knd->btkn", x_BTD, v_kernel) + v_bias
+        q = options.constrain(rope.rotate(q, view.cos, view.sin), "batch", None, "heads", None)
+        k = rope.rotate(k, view.cos, view.sin).swapaxes(1, 2)
+        v = v.swapaxes(1, 2)
+        if cache is not None:
+            at = (0, 0, view.cursor, 0)
+            k, v = (
+                jax.lax.dynamic_update_slice(old, new.astype(old.dtype), at)
+                for old, new in zip(cache, (k, v), strict=True)
+            )
+        k, v = (options.constrain(x, "batch", "kv_heads", None, None) for x in (k, v))
+        out = attend(
+            q, k, v, view.q_positions, view.kv_positions, view.q_segments, view.kv_segments, window,
+            backend="xla" if cache is not None else options.attention, spec=options.spec,
+        )  # fmt: skip
+        return jnp.einsum("bthn,dhn->btd", out, o_kernel), (k, v)
+
+
+class MLP(nnx.Module):
+    def __init__(self, c: DecoderConfig, rngs: nnx.Rngs):
+        normal = nnx.initializers.normal(c.initializer_range)
+        self.gate_kernel = declare(
+            rngs, (c.intermediate_size, c.hidden_size), ("mlp", "embed"), normal, "mlp.gate_proj.weight"
+        )
+        self.up_kernel = declare(
+            rngs, (c.intermediate_size, c.hidden_size), ("mlp", "embed"), normal, "mlp.up_proj.weight"
+        )
+        self.down_kernel = declare(
+            rngs, (c.hidden_size, c.intermediate_size), ("embed", "mlp"), normal, "mlp.down_proj.weight"
+        )
+
+    def __call__(self, x_BTD, options: Options):
+        gate_kernel, up_kernel, down_kernel = (
+            p[...].astype(x_BTD.dtype) for p in (self.gate_kernel, self.up_kernel, self.down_kernel)
+        )
+        hidden = jax.nn.silu(jnp.einsum("btd,fd->btf", x_BTD, gate_kernel)) * jnp.einsum(
+            "btd,fd->btf", x_BTD, up_kernel
+        )
+        return jnp.einsum("btf,df->btd", options.constrain(hidden, "batch", None, "mlp"), down_kernel)
+
+
+class Block(nnx.Module):
+    def __init__(self, c: DecoderConfig, rngs: nnx.Rngs):
+        ones = nnx.initializers.ones
+        self.eps = c.rms_eps
+        self.attention = Attention(c, rngs)
+        self.mlp = MLP(c, rngs)
+        self.attention_norm = declare(rngs, (c.hidden_size,), ("norm",), ones, "input_layernorm.weight")
+        self.mlp_norm = declare(rngs, (c.hidden_size,), ("norm",), ones, "post_attention_layernorm.weight")
+
+    def __call__(self, x_BTD, view: View, window, cache, options: Options):
+        with jax.named_scope("attention"):
+            out, kv = self.attention(rms_norm(x_BTD, self.attention_norm[...], self.eps), view, window, cache, options)
+            x_BTD = options.constrain(x_BTD + out, "batch", None, None)
+        with jax.named_scope("mlp"):
+            x_BTD = x_BTD + self.mlp(rms_norm(x_BTD, self.mlp_norm[...], self.eps), options)
+        return options.constrain(x_BTD, "batch", None, None), kv
+
+
+class Tables(nnx.Module):
+    """What is not in a layer: the token embedding, the last norm, and the untied output matrix."""
+
+    def __init__(self, c: DecoderConfig, rngs: nnx.Rngs):
+        normal = nnx.initializers.normal(c.initializer_range)
+        self.embedding = declare(
+            rngs, (c.vocab_size, c.hidden_size), ("vocab", "embed"), normal, "model.embed_tokens.weight"
+        )
+        self.final_norm = declare(rngs, (c.hidden_size,), ("norm",), nnx.initializers.ones, "model.norm.weight")
+        if not c.tied_embeddings:
+            self.lm_head = declare(rngs, (c.vocab_size, c.hidden_size), ("vocab", "embed"), normal, "lm_head.weight")
+
+
+def forward(
+    config: DecoderConfig,
+    params: Params,
+    tokens_BT,
+    positions_BT,
+    segments_BT,
+    options: Options = Options(),
+    cache: Cache | None = None,
+    cursor=None,
+) -> tuple[jax.Array, Any]:
+    """Runs the layers: final-norm hidden states [B, T, D] in the compute dtype, and the keys and values.
+
+    `segments_BT` is 0 on padding and labels packed sequences 1, 2, …; positions count from 0 in each. Without a
+    cache, the second result is each layer's (k, v), [B, K, T, N], as a list (unstacked parameters) or None
+    (stacked). With one, the T new tokens (one segment, never padding) are written to columns `cursor`… of the
+    cache, which is returned updated. Ask `unembed` for logits, at the positions that need them.
+    """
+    seq_len = _segment_lengths(positions_BT, segments_BT) if config.rope.kind == "dynamic" else None
+    cos, sin = rope.rotations(config, positions_BT, seq_len)
+    if cache is None:
+        view = View(cos, sin, positions_BT, segments_BT, positions_BT, segments_BT, None)
+    else:
+        columns = jax.lax.dynamic_update_slice(cache.positions, positions_BT, (0, cursor))
+        view = View(cos, sin, positions_BT, segments_BT, columns, (columns >= 0).astype(jnp.int32), cursor)
+    x = options.constrain(params["embedding"].astype(options.dtype)[tokens_BT], "batch", None, None)
+    windows = [
+        config.sliding_window if windowed else NO_WINDOW
+        for windowed in config.window_layers or (False,) * config.num_layers
+    ]
+    if isinstance(params["layers"], list):
+        caches = zip(cache.k, cache.v, strict=True) if cache is not None else [None] * config.num_layers
+        kvs = []
+        for layer, window, layer_cache in zip(params["layers"], windows, caches, strict=True):
+            x, kv = _run_block(config, layer, x, view, window, layer_cache, options)
+            kvs.append(kv)
+    else:
+        if cache is not None:
+            raise ValueError("decoding needs unstacked parameters: call unstack(params) once per hand-over")
+        x, kvs = _scan_blocks(config, params["layers"], x, view, jnp.asarray(windows, jnp.int32), options), None
+    x = rms_norm(x, params["final_norm"], config.rms_eps)
+    if cache is not None:
+        return x, Cache([k for k, _ in kvs], [v for _, v in kvs], view.kv_positions)
+    return x, kvs
+
+
+def _run_block(config, layer: Params, x, view: View, window, cache, options: Options):
+    graph, state = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
+    nnx.replace_by_pure_dict(state, layer)
+    return nnx.merge(graph, state)(x, view, window, cache, options)
+
+
+def _scan_blocks(config, layers: Params, x, view: View, windows_L, options: Options):
+    def body(x, layer_and_window):
+        layer, window = layer_and_window
+        return _run_block(config, layer, x, view, window, None, options)[0], None
+
+    if options.remat not in REMAT_POLICIES:
+        raise ValueError(f"remat {options.remat!r} is not one of {', '.join(REMAT_POLICIES)}")
+    if options.remat != "none":
+        body = jax.checkpoint(body, policy=REMAT_POLICIES[options.remat], prevent_cse=False)
+    return jax.lax.scan(body, x, (layers, windows_L))[0]
+
+
+def _segment_lengths(positions_BT, segments_BT):
+    """Each token's segment's largest position + 1: int32 [B, T]."""
+    same_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
+    return jnp.max(jnp.where(same_BTS, positions_BT[:, None, :], 0), axis=-1) + 1
+
+
+def unembed(config: DecoderConfig, params: Params, hidden) -> jax.Array:
+    """Logits, float32 [..., V], of hidden states [..., D]."""
+    table = params["embedding"] if config.tied_embeddings else params["lm_head"]
+    return jnp.einsum("...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def prefill(
+    config: DecoderConfig, params: Params, tokens_BT, lengths_B, capacity: int, options: Options = Options()
+) -> tuple[jax.Array, Cache]:
+    """Runs right-padded prompts: the hidden state [B, D] of each row's last token, and a cache of `capacity` columns.
+
+    Prompt token t sits in column t; every row's next token is written to column T, whatever its length, so that
+    one column serves the batch. `lengths_B` ≥ 1.
+    """
+    time = tokens_BT.shape[1]
+    columns = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32), tokens_BT.shape)
+    filled = columns < lengths_B[:, None]
+    hidden, kvs = forward(config, params, tokens_BT, columns, filled.astype(jnp.int32), options)
+    last = jnp.take_along_axis(hidden, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+    grow = ((0, 0), (0, 0), (0, capacity - time), (0, 0))
+    positions = jnp.pad(jnp.where(filled, columns, -1), ((0, 0), (0, capacity - time)), constant_values=-1)
+    return last, Cache([jnp.pad(k, grow) for k, _ in kvs], [jnp.pad(v, grow) for _, v in kvs], positions)
+
+
+def decode(
+    config: DecoderConfig, params: Params, cache: Cache, token_B, position_B, cursor, options: Options = Options()
+) -> tuple[jax.Array, Cache]:
+    """One token for each row at cache column `cursor`: hidden state [B, D] and the updated cache."""
+    ones = jnp.ones_like(token_B)[:, None]
+    hidden, cache = forward(config, params, token_B[:, None], position_B[:, None], ones, options, cache, cursor)
+    return hidden[:, 0], cache

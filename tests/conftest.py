@@ -1,0 +1,32 @@
+"""All tests run on 8 fake CPU devices; a test that wants one takes `jax.devices()[:1]`."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("NPROC", "16")  # 8 fake devices on few cores: enough threads for every collective
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+_REAL = Path(os.environ.get("RRM_TEST_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Real files for wider tests, where there are any; a test that needs them skips otherwise."""
+    if not _REAL.is_dir():
+        pytest.skip(f"no real data files at {_REAL} (set RRM_TEST_DATA to their folder)")
+    return _REAL
+
+
+@pytest.fixture(scope="session")
+def r1_tokenizer_dir(real_data: Path) -> Path:
+    """The DeepSeek-R1-Distill-Qwen tokenizer's files."""
+    return real_data / "tokenizers" / "deepseek_r1_distill_qwen"
