@@ -157,7 +157,7 @@ def test_a_compare_function_that_answers_too_little_or_nonsense_is_found_out():
 @pytest.mark.parametrize("strategy", [Elo(), Knockout()])
 def test_no_verdicts_at_all_favour_no_position(strategy):
     quality = {str(at): [0] * 4 for at in range(800)}
-    results, judge = play(quality, strategy)
+    results, _ = play(quality, strategy)
     best = collections.Counter(result.best for result in results)
     assert all(abs(best[c] - 200) < 49 for c in range(4))  # 4 standard deviations
     assert all(result.invalid == result.comparisons == result.invalid_votes for result in results)
