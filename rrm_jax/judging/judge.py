@@ -1,0 +1,248 @@
+"""Pairs in, judgments out: votes, presentation order, and what each vote is addressed by."""
+
+import collections
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+from rrm_jax.data.records import Pair
+from rrm_jax.data.tokenizer import Tokenizer
+from rrm_jax.judging.prompt import encode_prompt, fit, strip_thinking
+from rrm_jax.judging.store import VoteLog, VoteRecord
+from rrm_jax.judging.template import Template
+from rrm_jax.judging.verdict import Verdict, verdict_of_completion, written_ids
+from rrm_jax.sampling.protocol import Completion, Decoding, FinishReason, Generator, Request
+
+Shown = Literal["12", "21"]
+OrderPolicy = Literal["random", "given", "both"]
+ORDER_POLICIES: tuple[OrderPolicy, ...] = ("random", "given", "both")
+
+
+@dataclasses.dataclass(frozen=True)
+class Vote:
+    """`order` "21" showed the pair's second response as Assistant 1. `verdict` names the better response in the
+    pair's own order, None when the completion has no valid verdict. Other fields: see `VoteRecord`."""
+
+    order: Shown
+    verdict: Verdict | None
+    text: str
+    tokens: int
+    finish_reason: FinishReason
+    truncated_input: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgment:
+    """A pair's votes. `winner` is what most valid votes name; None: as many for each, or no valid one."""
+
+    pair: Pair
+    votes: tuple[Vote, ...]
+
+    @property
+    def winner(self) -> Verdict | None:
+        ones, twos = (sum(vote.verdict == response for vote in self.votes) for response in (1, 2))
+        return None if ones == twos else 1 if ones > twos else 2
+
+    @property
+    def tokens(self) -> int:
+        return sum(vote.tokens for vote in self.votes)
+
+    def to_row(self) -> dict[str, Any]:
+        """`{id, winner, votes: [{order, verdict, text, tokens, finish_reason, truncated_input}], content}`, and for a
+        labelled pair `label` and `correct` (null without a winner). `content` is a digest of what was judged."""
+        row: dict[str, Any] = {"id": self.pair.id, "winner": self.winner}
+        if self.pair.label is not None:
+            row["label"] = self.pair.label
+            row["correct"] = None if self.winner is None else self.winner == self.pair.label
+        return row | {"votes": [dataclasses.asdict(vote) for vote in self.votes], "content": content_digest(self.pair)}
+
+
+def content_digest(pair: Pair) -> str:
+    return _digest([pair.query, pair.response_1, pair.response_2])
+
+
+def random_order(seed: int, item_id: str, vote: int) -> Shown:
+    """The order in which a vote shows its pair: a fair coin that belongs to (seed, item id, vote)."""
+    return "21" if hashlib.sha256(_json([seed, item_id, vote])).digest()[0] & 1 else "12"
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(_json(value)).hexdigest()
+
+
+class Judge:
+    """Judges pairs with `votes` samples each, streaming: pairs are read as the generator asks for requests.
+
+    `order` "random" draws each vote's order by `random_order`, "given" shows the pair as it stands, "both" asks
+    every vote in both orders (2 × votes completions). `thinking=False` is DirectJudge: the prompt closes the
+    thinking and the verdict comes at once. What responses hold up to their last `</think>` is not shown, unless
+    `keep_thinking`. `model` identifies the weights (`LoadedModel.fingerprint`).
+
+    A vote's randomness and its key in a vote log depend on the texts shown, not on where the pair came from: equal
+    questions get equal answers, in one job or in another.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        tokenizer: Tokenizer,
+        template: Template,
+        decoding: Decoding = Decoding(),
+        *,
+        seed: int = 0,
+        votes: int = 1,
+        order: OrderPolicy = "random",
+        thinking: bool = True,
+        max_prompt_tokens: int = 4096,
+        keep_thinking: bool = False,
+        model: str = "",
+    ):
+        if votes < 1:
+            raise ValueError(f"votes must be ≥ 1, not {votes}")
+        if order not in ORDER_POLICIES:
+            raise ValueError(f"order must be one of {', '.join(ORDER_POLICIES)}, not {order!r}")
+        if not decoding.stop_ids:
+            decoding = dataclasses.replace(decoding, stop_ids=tokenizer.stop_ids)
+        self._generator, self._tokenizer, self._template, self._decoding = generator, tokenizer, template, decoding
+        self._seed, self._votes, self._order = seed, votes, order
+        self._thinking, self._max_prompt_tokens, self._keep_thinking = thinking, max_prompt_tokens, keep_thinking
+        # What a single vote depends on beside the texts shown and its number.
+        self._vote_settings: dict[str, Any] = {
+            "model": model,
+            "tokenizer": tokenizer.fingerprint,
+            "template": template.sha256,
+            "prefix": template.prefix(thinking),
+            "thinking": thinking,
+            **dataclasses.asdict(decoding),
+            "seed": seed,
+            "max_prompt_tokens": max_prompt_tokens,
+            "keep_thinking": keep_thinking,
+        }
+        self._vote_digest = _digest(self._vote_settings)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that a job's judgments depend on beside its pairs: the settings of its vote log."""
+        return {**self._vote_settings, "votes": self._votes, "order": self._order}
+
+    def judge(self, pairs: Iterable[Pair], log: VoteLog | None = None) -> Iterator[Judgment]:
+        """One Judgment per pair, as they are completed. Votes found in `log` are not drawn again; new ones are
+        written to it before anything else happens with them.
+
+        What the generator raises passes through, and a completion that it never gives is a RuntimeError: an
+        infrastructure failure is never scored.
+        """
+        waiting: dict[str, list[tuple[_Pending, int]]] = {}
+        ready: collections.deque[_Pending] = collections.deque()
+        for completion in self._generator.generate(self._requests(pairs, log, waiting, ready)):
+            key = self._key(completion.request.id, completion.request.sample)
+            places = waiting.pop(key)
+            record = self._record(completion, places[0][0].truncated)
+            if log is not None:
+                log.put(key, record)
+            for pending, at in places:
+                pending.put(at, record, ready)
+            while ready:
+                yield ready.popleft().judgment()
+        while ready:
+            yield ready.popleft().judgment()
+        if waiting:
+            raise RuntimeError(f"the generator ended without {len(waiting)} of the completions it was asked for")
+
+    def compare(self, comparisons: Sequence[tuple[str, str, str, str]], log: VoteLog | None = None) -> list[Judgment]:
+        """For rankings: each `(id, query, response_i, response_j)`'s judgment, in the same sequence.
+
+        `winner` 1 is response_i. With order "random" every comparison needs an id of its own, or those that share
+        one are all shown the same way round.
+        """
+        pairs = [Pair(*comparison, source=str(at)) for at, comparison in enumerate(comparisons)]
+        judgments = sorted(self.judge(pairs, log), key=lambda judgment: int(judgment.pair.source))
+        return judgments
+
+    def _requests(
+        self,
+        pairs: Iterable[Pair],
+        log: VoteLog | None,
+        waiting: "dict[str, list[tuple[_Pending, int]]]",
+        ready: "collections.deque[_Pending]",
+    ) -> Iterator[Request]:
+        """What `log` lacks. A vote that is already being drawn for another pair is waited for, not drawn twice."""
+        for pair in pairs:
+            pending = _Pending(pair, self._plan(pair))
+            responses = [pair.response_1, pair.response_2]
+            if not self._keep_thinking:
+                responses = [strip_thinking(response) for response in responses]
+            fitted: Sequence[str] | None = None
+            for at, (order, vote) in enumerate(pending.plan):
+                request_id = _digest([pair.query, *_arranged(responses, order)])
+                key = self._key(request_id, vote)
+                if log is not None and (record := log.get(key)) is not None:
+                    pending.put(at, record, ready)
+                    continue
+                if key in waiting:
+                    waiting[key].append((pending, at))
+                    continue
+                if fitted is None:
+                    fitted, pending.truncated = fit(
+                        self._template,
+                        self._tokenizer,
+                        (pair.query, *responses),
+                        self._max_prompt_tokens,
+                        self._thinking,
+                    )
+                waiting[key] = [(pending, at)]
+                texts = [fitted[0], *_arranged(fitted[1:], order)]
+                ids = encode_prompt(self._template, self._tokenizer, texts, self._thinking)
+                yield Request(request_id, tuple(ids), self._decoding, vote, self._seed)
+
+    def _plan(self, pair: Pair) -> list[tuple[Shown, int]]:
+        if self._order == "both":
+            return [(order, vote) for vote in range(self._votes) for order in ("12", "21")]
+        if self._order == "given":
+            return [("12", vote) for vote in range(self._votes)]
+        return [(random_order(self._seed, pair.id, vote), vote) for vote in range(self._votes)]
+
+    def _key(self, request_id: str, vote: int) -> str:
+        return _digest([self._vote_digest, request_id, vote])
+
+    def _record(self, completion: Completion, truncated: bool) -> VoteRecord:
+        return VoteRecord(
+            verdict=verdict_of_completion(completion, self._tokenizer, self._thinking),
+            text=self._tokenizer.decode(written_ids(completion, self._tokenizer)),
+            tokens=len(completion.token_ids),
+            finish_reason=completion.finish_reason,
+            truncated_input=truncated,
+        )
+
+
+def _arranged(responses: Sequence[str], order: Shown) -> Sequence[str]:
+    return responses if order == "12" else responses[::-1]
+
+
+class _Pending:
+    """A pair some of whose votes are still to come."""
+
+    def __init__(self, pair: Pair, plan: list[tuple[Shown, int]]):
+        self.pair, self.plan, self.truncated = pair, plan, False
+        self._records: dict[int, VoteRecord] = {}
+
+    def put(self, at: int, record: VoteRecord, ready: "collections.deque[_Pending]") -> None:
+        self._records[at] = record
+        if len(self._records) == len(self.plan):
+            ready.append(self)
+
+    def judgment(self) -> Judgment:
+        return Judgment(self.pair, tuple(self._vote(at, order) for at, (order, _) in enumerate(self.plan)))
+
+    def _vote(self, at: int, order: Shown) -> Vote:
+        record = self._records[at]
+        verdict = record.verdict
+        if verdict is not None and order == "21":
+            verdict = 2 if verdict == 1 else 1
+        return Vote(order, verdict, record.text, record.tokens, record.finish_reason, record.truncated_input)

@@ -1,0 +1,115 @@
+"""What the judge is shown: two responses to a query, thinking removed, cut to fit, in a template."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from rrm_jax.data.tokenizer import END_THINK, Tokenizer
+from rrm_jax.errors import RrmError
+from rrm_jax.judging.template import Template
+
+NO_ANSWER = "[NO ANSWER]"
+_RESERVED = 200  # tokens that the released code sets aside before it halves the prompt for the two responses
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgePrompt:
+    """`truncated`: the query or a response was cut to fit."""
+
+    ids: list[int]
+    truncated: bool
+
+
+def strip_thinking(response: str, *, require_answer: bool = False) -> str:
+    """What follows the response's last `</think>`.
+
+    A response without one is left whole, be it an ordinary answer or a text about the tag `<think>`; with
+    `require_answer`, for the rollouts of a policy that thinks first, it has no answer and becomes `[NO ANSWER]`.
+    """
+    _, end, answer = response.rpartition(END_THINK)
+    return NO_ANSWER if require_answer and not end else answer
+
+
+def build_prompt(
+    template: Template,
+    tokenizer: Tokenizer,
+    query: str,
+    response_1: str,
+    response_2: str,
+    *,
+    max_prompt_tokens: int,
+    thinking: bool = True,
+) -> JudgePrompt:
+    """Token ids of the judge's prompt, at most `max_prompt_tokens`, the thinking (or direct) prefix included.
+
+    The texts are shown as they are given (see `strip_thinking`). See `fit` for what is cut when they are too long.
+    """
+    texts, cut = fit(template, tokenizer, (query, response_1, response_2), max_prompt_tokens, thinking)
+    return JudgePrompt(encode_prompt(template, tokenizer, texts, thinking), cut)
+
+
+def fit(
+    template: Template, tokenizer: Tokenizer, texts: Sequence[str], max_prompt_tokens: int, thinking: bool
+) -> tuple[tuple[str, str, str], bool]:
+    """(query, response_1, response_2) cut to fit in either order of the responses, and whether any was cut.
+
+    A response keeps its last `(max_prompt_tokens − 200) // 2` tokens. Where that is still too much, because the
+    query and the template need more than 200, the longest of the three texts lose their beginnings, down to one
+    common length, until the prompt fits: a short query is never cut for the sake of long responses. Cuts are
+    made between tokens and never inside a character. Each text is encoded once, however long it is. A limit of
+    at most 200 has no such halves, and only the second rule applies.
+
+    Raises RrmError when the template alone is too long.
+    """
+    fixed = len(encode_prompt(template, tokenizer, ("", "", ""), thinking))
+    if fixed >= max_prompt_tokens:
+        raise RrmError(
+            f"max_prompt_tokens {max_prompt_tokens} is too small: the template {template.name!r} alone takes {fixed}"
+        )
+    cap = (max_prompt_tokens - _RESERVED) // 2 if max_prompt_tokens > _RESERVED else max_prompt_tokens
+    ends = [_Ends(tokenizer, text) for text in texts]
+    lengths = [ends[0].length, *(min(end.length, cap) for end in ends[1:])]
+    room = max_prompt_tokens - fixed
+    while True:
+        level = _level(lengths, room)
+        query, *responses = (end.last(min(length, level)) for end, length in zip(ends, lengths, strict=True))
+        shown = query, responses[0], responses[1]
+        # Cutting may change how the tokens near the cut, and near the template's words, merge.
+        orders = {shown, (query, responses[1], responses[0])}
+        excess = max(len(encode_prompt(template, tokenizer, order, thinking)) for order in orders) - max_prompt_tokens
+        if excess <= 0:
+            return shown, shown != tuple(texts)
+        room = min(room, sum(min(length, level) for length in lengths)) - excess
+
+
+def _level(lengths: Sequence[int], room: int) -> int:
+    """The largest level such that the lengths, each cut down to it, sum to at most `room`."""
+    for count, shortest in enumerate(sorted(lengths)):
+        share = max(0, room) // (len(lengths) - count)
+        if shortest > share:
+            return share
+        room -= shortest
+    return max(lengths)
+
+
+class _Ends:
+    """A text, encoded once, and its endings."""
+
+    def __init__(self, tokenizer: Tokenizer, text: str):
+        self._text, self._spans = text, tokenizer.token_spans(text)
+        self.length = len(self._spans)
+
+    def last(self, tokens: int) -> str:
+        """The text from the first character that begins within the last `tokens` tokens."""
+        if tokens >= self.length:
+            return self._text
+        for at in range(self.length - tokens, self.length):
+            if self._spans[at][0] >= self._spans[at - 1][1]:
+                return self._text[self._spans[at][0] :]
+        return ""
+
+
+def encode_prompt(template: Template, tokenizer: Tokenizer, texts: Sequence[str], thinking: bool) -> list[int]:
+    """Token ids of the prompt that shows (query, response_1, response_2) as they are."""
+    query, response_1, response_2 = texts
+    messages = [("system", template.system), ("user", template.fill(query, response_1, response_2))]
+    return tokenizer.encode_chat(messages, template.prefix(thinking))

@@ -1,0 +1,96 @@
+"""The vote log: what has been judged is never judged again, however often the job is killed and started."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rrm_jax.data.jsonl import AppendLog
+from rrm_jax.errors import RrmError
+from rrm_jax.judging.verdict import Verdict
+from rrm_jax.sampling.protocol import FinishReason
+
+
+@dataclasses.dataclass(frozen=True)
+class VoteRecord:
+    """One completion of the judge. `verdict` is in the order shown; `tokens` counts what was written, the stop
+    token included; `truncated_input` says that the query or a response was cut to fit the prompt."""
+
+    verdict: Verdict | None
+    text: str
+    tokens: int
+    finish_reason: FinishReason
+    truncated_input: bool
+
+
+class VoteLog:
+    """An append-only JSONL file: a first row of settings, then one row per vote, as it comes, under its key.
+
+    A key is a digest of all that a vote depends on (see `Judge`), not of where it stood in some file, so one log
+    serves any number of comparisons. Records stay on disk; only keys and offsets are held in memory.
+    Opening a log under other settings raises RrmError that says which differ.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any]):
+        self.path = Path(path)
+        self._offsets: dict[str, int] = {}
+        self._log = AppendLog(self.path)
+        with open(self.path, "rb") as file:
+            header = self._row(file.readline(), 1) if file.peek(1) else None
+            if header is not None:
+                self._check(header, dict(settings))
+            number, at = 2, file.tell()
+            for line in file:
+                self._offsets[self._row(line, number)["key"]] = at
+                number, at = number + 1, at + len(line)
+        if header is None:
+            self._log.append({"settings": dict(settings)})
+        self._reader = open(self.path, "rb")  # noqa: SIM115
+
+    def _row(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            row = json.loads(line)
+            if isinstance(row, dict) and ("settings" if number == 1 else "key") in row:
+                return row
+        except ValueError:
+            pass
+        raise RrmError(
+            f"{self.path}:{number}: not a row of a vote log; the file is damaged, or another's: move it away"
+        )
+
+    def _check(self, header: dict[str, Any], settings: dict[str, Any]) -> None:
+        before, now = header["settings"], json.loads(json.dumps(settings))
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if changed:
+            lines = "".join(f"\n  {key}: was {before.get(key)!r}, is now {now.get(key)!r}" for key in changed)
+            raise RrmError(
+                f"{self.path} was begun with other settings; choose another output, or give the same:{lines}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def get(self, key: str) -> VoteRecord | None:
+        at = self._offsets.get(key)
+        if at is None:
+            return None
+        self._reader.seek(at)
+        row = json.loads(self._reader.readline())
+        return VoteRecord(**{field.name: row[field.name] for field in dataclasses.fields(VoteRecord)})
+
+    def put(self, key: str, record: VoteRecord) -> None:
+        """On disk when it returns (as far as a killed process is concerned)."""
+        at = self.path.stat().st_size
+        self._log.append({"key": key, **dataclasses.asdict(record)})
+        self._offsets[key] = at
+
+    def close(self) -> None:
+        self._reader.close()
+        self._log.close()
+
+    def __enter__(self) -> "VoteLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

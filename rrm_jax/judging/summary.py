@@ -1,0 +1,74 @@
+"""What a file of judgments says: accuracy with its denominators, and the counts that belong beside it."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+@dataclasses.dataclass
+class Summary:
+    """Counts over rows of `Judgment.to_row`. A labelled pair without a winner has half credit."""
+
+    pairs: int = 0
+    no_winner: int = 0
+    votes: int = 0
+    invalid_votes: int = 0
+    cut_off: int = 0  # completions that reached the token limit before they ended
+    truncated_inputs: int = 0  # votes whose query or responses were cut to fit the prompt
+    tokens: int = 0
+    labelled: int = 0
+    credit: float = 0.0
+    agreeing: int = 0  # votes that name the same response in both orders …
+    both_valid: int = 0  # … of those that have a valid verdict in both …
+    both_orders: int = 0  # … of those that were asked in both
+
+    def add(self, row: Mapping[str, Any], both_orders: bool) -> None:
+        self.pairs += 1
+        self.no_winner += row["winner"] is None
+        votes = row["votes"]
+        self.votes += len(votes)
+        for vote in votes:
+            self.invalid_votes += vote["verdict"] is None
+            self.cut_off += vote["finish_reason"] == "length"
+            self.truncated_inputs += vote["truncated_input"]
+            self.tokens += vote["tokens"]
+        if "label" in row:
+            self.labelled += 1
+            self.credit += 0.5 if row["winner"] is None else float(row["correct"])
+        if both_orders:
+            for given, turned in zip(votes[::2], votes[1::2], strict=True):
+                self.both_orders += 1
+                if None not in (given["verdict"], turned["verdict"]):
+                    self.both_valid += 1
+                    self.agreeing += given["verdict"] == turned["verdict"]
+
+    def lines(self) -> list[str]:
+        """The report, one fact a line."""
+        lines = [
+            f"pairs judged: {self.pairs} (without a winner: {self.no_winner})",
+            f"votes: {self.votes} (invalid: {self.invalid_votes}, cut off at the token limit: {self.cut_off}, "
+            f"with inputs truncated: {self.truncated_inputs}); {self.tokens} tokens",
+        ]
+        if self.labelled:
+            lines.append(
+                f"accuracy: {self.credit / self.labelled:.4f} = {self.credit:g} / {self.labelled} labelled pairs "
+                "(no winner counts 0.5)"
+            )
+        if self.both_orders:
+            rate = (
+                f"{self.agreeing / self.both_valid:.4f} = {self.agreeing} / {self.both_valid}"
+                if self.both_valid
+                else "–"
+            )
+            lines.append(
+                f"order consistency: {rate} votes with a valid verdict in both orders "
+                f"(of {self.both_orders} asked in both)"
+            )
+        return lines
+
+
+def summarise(rows: Iterable[Mapping[str, Any]], both_orders: bool = False) -> Summary:
+    summary = Summary()
+    for row in rows:
+        summary.add(row, both_orders)
+    return summary
