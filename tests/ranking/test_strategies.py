@@ -114,11 +114,12 @@ def test_brackets_are_drawn_uniformly():
     assert all(abs(count - 200) < 46 for count in seen.values())
 
 
-def test_byes_are_drawn_uniformly_and_not_twice_while_others_had_none():
+@pytest.mark.parametrize("bracket", [None, (0, 1, 2, 3, 4)])
+def test_byes_are_drawn_uniformly_and_not_twice_while_others_had_none(bracket):
     first, twice = collections.Counter(), 0
     for at in range(500):
         judge = Simulated({str(at): [0, 1, 2, 3, 4]})
-        run_tournaments([Item(str(at), 5)], Knockout(0), judge)
+        run_tournaments([Item(str(at), 5)], Knockout(0, bracket), judge)
         played = [{c for pair in one for c in (pair.i, pair.j)} for one in judge.rounds]
         (bye,) = set(range(5)) - played[0]
         first[bye] += 1
