@@ -1,0 +1,231 @@
+"""The whole road on a laptop: data, warm start, GRPO, DirectJudge, held-out accuracy, best of 8."""
+
+import collections
+import dataclasses
+import functools
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from rrm_jax.checkpoints.convert import save_model
+from rrm_jax.checkpoints.load import load_model
+from rrm_jax.config import load_config
+from rrm_jax.data.jsonl import Reader
+from rrm_jax.data.records import parse_labelled_pair
+from rrm_jax.data.tokenizer import Tokenizer
+from rrm_jax.data.word_tokenizer import write_word_tokenizer
+from rrm_jax.judging.judge import Judge
+from rrm_jax.judging.template import load_template
+from rrm_jax.models.config import DecoderConfig, to_hf
+from rrm_jax.models.decoder import Options
+from rrm_jax.models.params import init_params
+from rrm_jax.parallel.mesh import make_mesh, partition_spec
+from rrm_jax.quickstart import world
+from rrm_jax.ranking.strategies import Comparison, Elo, Item, Knockout, Outcome, run_tournaments
+from rrm_jax.sampling.protocol import Decoding
+from rrm_jax.sampling.sampler import Sampler
+from rrm_jax.training.config import TrainConfig
+from rrm_jax.training.evaluate import both_orders
+from rrm_jax.training.metrics import read_metrics
+from rrm_jax.training.train import train
+
+Report = Callable[[str], None]
+
+RUNS = ("warm_start", "grpo", "direct_warm_start", "direct_grpo")
+CANDIDATES = 8
+_TEMPERATURES = (1.0, 0.6)
+DERAIL = 0.7
+_PACKAGED_DIRECTORY = "runs/quickstart"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Rows made for each purpose."""
+
+    demonstrations: int = 20_000
+    pairs: int = 6_000
+    eval: int = 500
+    rank: int = 100
+
+
+def quickstart(directory: Path, seed: int = 0, report: Report = print, sizes: Sizes = Sizes()) -> dict[str, Any]:
+    """Runs everything below `directory`, skipping what an earlier, interrupted call has finished there.
+
+    Returns (and writes to `results.json`) held-out accuracies, best-of-8 accuracies and seconds by stage.
+    """
+    started, seconds = time.perf_counter(), {}
+
+    def stage(name: str, work: Callable[[], Any]) -> Any:
+        begun = time.perf_counter()
+        report(f"── {name}")
+        value = work()
+        seconds[name] = time.perf_counter() - begun
+        return value
+
+    stage("make the data and a random tiny model", lambda: prepare(directory, seed, sizes))
+    for name in RUNS:
+        stage(f"train {name}", lambda name=name: _train(directory, name, seed, report))
+    scores = stage("judge held-out pairs", lambda: _held_out(directory, seed))
+    ranked = stage("rank best of 8", lambda: _best_of_n(directory, seed))
+    results = {
+        "seed": seed,
+        "held_out": scores,
+        "best_of_8": ranked,
+        "curves": {name: _curve(directory / name) for name in RUNS},
+        "seconds": seconds | {"total": time.perf_counter() - started},
+    }
+    (directory / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results
+
+
+def prepare(directory: Path, seed: int, sizes: Sizes) -> None:
+    """Writes the data, the template and the random base model; every split is made from seeds of its own."""
+    data = directory / "data"
+    first = 1_000 * seed
+    files = {
+        "demonstrations.jsonl": lambda: world.demonstrations(sizes.demonstrations, first + 1, DERAIL, True),
+        "direct_demonstrations.jsonl": lambda: world.demonstrations(sizes.demonstrations, first + 1, DERAIL, False),
+        "pairs.jsonl": lambda: world.pairs(sizes.pairs, first + 2),
+        "eval.jsonl": lambda: world.pairs(sizes.eval, first + 3),
+        "candidates.jsonl": lambda: world.candidates(sizes.rank, first + 4, CANDIDATES, right=0.35, popular=0.6),
+    }
+    for name, rows in files.items():
+        if not (data / name).exists():
+            world.write_jsonl(data / name, rows())
+    (directory / "template.toml").write_text(world.TEMPLATE, encoding="utf-8")
+    if not (directory / "base").exists():
+        _write_base_model(directory / "base", seed)
+
+
+def _write_base_model(path: Path, seed: int) -> None:
+    with tempfile.TemporaryDirectory() as assets:
+        vocabulary = write_word_tokenizer(assets, world.WORDS)
+        config = DecoderConfig(
+            vocab_size=vocabulary,
+            hidden_size=64,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=16,
+            intermediate_size=128,
+            max_positions=512,
+            initializer_range=0.1,
+        )
+        (Path(assets) / "config.json").write_text(json.dumps(to_hf(config), indent=2) + "\n", encoding="utf-8")
+        save_model(path, config, init_params(config, seed), Path(assets), {})
+
+
+def _train(directory: Path, name: str, seed: int, report: Report) -> None:
+    """Trains one of `RUNS` with its packaged configuration, whose paths are moved to `directory`."""
+    packaged = load_config(TrainConfig, f"quickstart/{name}.yaml")
+
+    def moved(path: str) -> str:
+        return str(directory / Path(path).relative_to(_PACKAGED_DIRECTORY))
+
+    data = packaged.data
+    overrides = {
+        "output": moved(packaged.output),
+        "model.path": moved(packaged.model.path),
+        "data.train": moved(data.train),
+        "data.eval": moved(data.eval or ""),
+        "judge.template": moved(packaged.judge.template),
+        "seed": seed,
+    }
+    arguments = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    config = load_config(TrainConfig, f"quickstart/{name}.yaml", arguments)
+    train(config, resume=(directory / name / "config.yaml").exists(), report=report)
+
+
+@functools.lru_cache(maxsize=1)
+def _model(path: Path) -> tuple[Sampler, Tokenizer]:
+    mesh = make_mesh()
+    model = load_model(path, mesh=mesh, dtype=jnp.float32)
+    sampler = Sampler(model.config, model.params, Options(spec=partition_spec), mesh, batch_size=256)
+    return sampler, Tokenizer.load(model.assets)
+
+
+def _judge(directory: Path, name: str, temperature: float, **settings: Any) -> Judge:
+    sampler, tokenizer = _model(directory / name)
+    return Judge(
+        sampler,
+        tokenizer,
+        load_template(directory / "template.toml"),
+        Decoding(temperature, max_new_tokens=16),
+        max_prompt_tokens=256,
+        thinking=not name.startswith("direct"),
+        **settings,
+    )
+
+
+def _held_out(directory: Path, seed: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores of every run's last weights on the held-out pairs, both orders, by temperature."""
+    pairs = [pair for _, pair in Reader(directory / "data" / "eval.jsonl", parse_labelled_pair)]
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    for name in RUNS:
+        scores[name] = {}
+        for temperature in _TEMPERATURES:
+            judge = _judge(directory, name, temperature, seed=seed, order="both")
+            scores[name][str(temperature)] = both_orders(list(judge.judge(pairs)))
+    return scores
+
+
+def _best_of_n(directory: Path, seed: int) -> dict[str, dict[str, float]]:
+    """Share of questions whose chosen candidate is right, and comparisons a question, by way of choosing."""
+    path = directory / "data" / "candidates.jsonl"
+    rows = {row["id"]: row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+    items = [Item(name, len(row["responses"])) for name, row in rows.items()]
+    right = np.array([row["correct"] for row in rows.values()])
+    ways = {
+        "one sample": {"accuracy": float(right.mean()), "comparisons": 0.0},
+        "majority of the answers": {"accuracy": _majority(list(rows.values())), "comparisons": 0.0},
+    }
+    strategies = {
+        "knockout": (Knockout(seed), 1),
+        "knockout, voting@5": (Knockout(seed), 5),
+        "Elo, round robin": (Elo(seed), 1),
+    }
+    for name, (strategy, votes) in strategies.items():
+        judge = _judge(directory, "grpo", _TEMPERATURES[0], seed=seed, votes=votes)
+
+        def compare(asked: list[Comparison], judge=judge) -> list[Outcome]:
+            questions = [
+                (
+                    f"{c.item_id} {c.i} {c.j}",
+                    rows[c.item_id]["query"],
+                    *(rows[c.item_id]["responses"][k] for k in (c.i, c.j)),
+                )
+                for c in asked
+            ]
+            judgments = judge.compare(questions)
+            return [Outcome(j.winner, j.tokens, tuple(vote.verdict for vote in j.votes)) for j in judgments]
+
+        results = run_tournaments(items, strategy, compare)
+        ways[name] = {
+            "accuracy": float(np.mean([rows[result.id]["correct"][result.best] for result in results])),
+            "comparisons": float(np.mean([result.comparisons for result in results])),
+        }
+    ways["oracle"] = {"accuracy": float(right.any(axis=1).mean()), "comparisons": 0.0}
+    return ways
+
+
+def _majority(rows: Sequence[dict[str, Any]]) -> float:
+    """Accuracy of the most common answer; answers that are equally common share the credit."""
+    credit = []
+    for row in rows:
+        counts = collections.Counter(row["responses"])
+        most = max(counts.values())
+        tied = {answer for answer, count in counts.items() if count == most}
+        answers = dict(zip(row["responses"], row["correct"], strict=True))
+        credit.append(np.mean([answers[answer] for answer in tied]))
+    return float(np.mean(credit))
+
+
+def _curve(run: Path) -> dict[str, list[float]]:
+    rows = read_metrics(run, "eval")
+    return {"step": [row["step"] for row in rows], "accuracy": [row["accuracy"] for row in rows]}

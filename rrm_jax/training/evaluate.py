@@ -1,0 +1,70 @@
+"""Held-out accuracy in both orders, while training."""
+
+from collections.abc import Sequence
+from typing import Self
+
+from rrm_jax.data.records import Pair, parse_labelled_pair
+from rrm_jax.judging.judge import Judge, Judgment
+from rrm_jax.sampling.protocol import Decoding
+from rrm_jax.training.run import Report, Run
+
+
+class Evaluator:
+    """Judges the held-out pairs in both orders, always with the same noise, and writes the run's "eval" metrics.
+
+    Does nothing in a run without `data.eval`.
+    """
+
+    def __init__(self, run: Run, pairs: Sequence[Pair]):
+        self._run, self._pairs = run, pairs
+
+    @classmethod
+    def of_run(cls, run: Run, report: Report) -> Self:
+        data = run.config.data
+        return cls(run, run.read(data.eval, parse_labelled_pair, data.eval_limit, report) if data.eval else [])
+
+    def after(self, step: int) -> None:
+        """Evaluates where the configuration says so: every `eval.every` steps, and after the last."""
+        if step % self._run.config.eval.every == 0 or step == self._run.config.steps:
+            self.evaluate(step)
+
+    def evaluate(self, step: int) -> None:
+        if not self._pairs:
+            return
+        run, config = self._run, self._run.config
+        with run.phase("eval"):
+            judge = Judge(
+                run.learner.sampler(),
+                run.tokenizer,
+                run.template,
+                Decoding(config.eval.temperature, max_new_tokens=config.rollout.max_new_tokens),
+                seed=config.seed,
+                order="both",
+                thinking=config.judge.thinking,
+                max_prompt_tokens=config.judge.max_prompt_tokens,
+            )
+            values = both_orders(list(judge.judge(self._pairs)))
+        run.metrics.write("eval", step, values | run.seconds(), ("accuracy", "order_consistency", "invalid_rate"))
+
+
+def both_orders(judgments: Sequence[Judgment]) -> dict[str, float]:
+    """Scores of labelled pairs judged with order "both".
+
+    `accuracy`: share of single verdicts that are right, an invalid one counting ½ (SPEC §1.4).
+    `order_consistency`: share of votes whose two orders name the same response. Rates are over single verdicts.
+    """
+    votes = [(vote, judgment.pair.label) for judgment in judgments for vote in judgment.votes]
+    credit = [0.5 if vote.verdict is None else float(vote.verdict == label) for vote, label in votes]
+    agree = [
+        one.verdict is not None and one.verdict == two.verdict
+        for judgment in judgments
+        for one, two in zip(judgment.votes[::2], judgment.votes[1::2], strict=True)
+    ]
+    return {
+        "pairs": float(len(judgments)),
+        "accuracy": sum(credit) / len(credit),
+        "order_consistency": sum(agree) / len(agree),
+        "invalid_rate": sum(vote.verdict is None for vote, _ in votes) / len(votes),
+        "truncation_rate": sum(vote.finish_reason == "length" for vote, _ in votes) / len(votes),
+        "response_length": sum(vote.tokens for vote, _ in votes) / len(votes),
+    }

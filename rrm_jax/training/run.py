@@ -1,0 +1,119 @@
+"""A training run's directory: made, checked and resumed here, whatever the method.
+
+RUN/config.yaml     the resolved configuration
+RUN/run.json        versions, git revision, data fingerprints, seed
+RUN/assets/         config.json and tokenizer of the model
+RUN/metrics.jsonl   one row a step; RUN/tensorboard/ the same
+RUN/checkpoints/    parameters, optimiser state and position, every `checkpoint.every` steps
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from rrm_jax.checkpoints.assets import copy_assets
+from rrm_jax.checkpoints.training_state import TrainingCheckpoints
+from rrm_jax.data.jsonl import Reader
+from rrm_jax.data.tokenizer import Tokenizer
+from rrm_jax.errors import RrmError
+from rrm_jax.judging.template import Template, load_template
+from rrm_jax.provenance import write_provenance
+from rrm_jax.training.config import TrainConfig
+from rrm_jax.training.learner import Learner
+from rrm_jax.training.metrics import Metrics
+
+Report = Callable[[str], None]
+
+
+class Run:
+    """What every training method needs around its own loop. Use as a context manager."""
+
+    def __init__(self, config: TrainConfig, resume: bool, report: Report):
+        self.config, self.directory = config, Path(config.output)
+        self._prepare_directory(resume)
+        self.template: Template = load_template(config.judge.template)
+        self.learner = Learner(config)
+        report(str(self.learner.attention))
+        self.tokenizer = Tokenizer.load(self.learner.model.assets)
+        if not (self.directory / "assets").exists():
+            copy_assets(self.learner.model.assets, self.directory / "assets")
+        self.checkpoints = TrainingCheckpoints(self.directory / "checkpoints", keep=config.checkpoint.keep)
+        latest = self.checkpoints.latest_step()
+        self.first_step = 1
+        if latest is not None:
+            self.learner.restore(self.checkpoints, latest)
+            self.first_step = latest + 1
+            report(f"resuming {self.directory} after step {latest}")
+        self.metrics = Metrics(self.directory, self.first_step - 1)
+        self._seconds: dict[str, float] = {}
+
+    def _prepare_directory(self, resume: bool) -> None:
+        config, path = self.config, self.directory / "config.yaml"
+        resolved = config.model_dump(mode="json")
+        if path.exists() and not resume:
+            raise RrmError(f"{self.directory} holds a run already; give --resume to go on, or another output=")
+        if resume and not path.exists():
+            raise RrmError(f"{self.directory} holds no run to resume (no config.yaml)")
+        if resume:
+            before = yaml.safe_load(path.read_text(encoding="utf-8"))
+            changed = sorted(key for key in _flat(resolved) if _flat(resolved)[key] != _flat(before).get(key))
+            if changed:
+                raise RrmError(
+                    f"cannot resume {self.directory} with another configuration: {', '.join(changed)} changed"
+                )
+            return
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            inputs = {name: file for name, file in (("train", config.data.train), ("eval", config.data.eval)) if file}
+            write_provenance(self.directory / "run.json", config=resolved, seed=config.seed, inputs=inputs)
+            path.write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+        except OSError as error:
+            raise RrmError(f"cannot write {error.filename or self.directory}: {error.strerror}") from None
+
+    def read[T](self, path: str, parse: Callable[[dict], T], limit: int | None, report: Report) -> list[T]:
+        """All rows of a data file, at most `limit`; bad rows are reported and left out."""
+        rows = []
+        for _, row in Reader(Path(path), parse, report=report):
+            if limit is not None and len(rows) == limit:
+                break
+            rows.append(row)
+        return rows
+
+    @contextmanager
+    def phase(self, name: str):
+        """Counts the wall-clock seconds spent inside towards `seconds_<name>` of the step's metrics."""
+        start = time.perf_counter()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def seconds(self) -> dict[str, float]:
+        """The phases since the last call."""
+        taken, self._seconds = self._seconds, {}
+        return {f"seconds_{name}": seconds for name, seconds in taken.items()}
+
+    def finish_step(self, step: int, meta: dict) -> None:
+        """Saves where the configuration says so; the last step always. Returns before the file is written."""
+        if step % self.config.checkpoint.every == 0 or step == self.config.steps:
+            facts = {
+                "judge_template_sha256": self.template.sha256,
+                "judge_thinking": self.config.judge.thinking,
+            }
+            self.learner.save(self.checkpoints, step, {"step": step, "facts": facts, **meta})
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.checkpoints.wait()
+        self.checkpoints.close()
+        self.metrics.close()
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

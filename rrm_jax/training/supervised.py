@@ -1,0 +1,80 @@
+"""Supervised training on given completions: the warm start that stands in for a distilled model's abilities."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rrm_jax.data.jsonl import RowError
+from rrm_jax.data.records import Pair, parse_pair
+from rrm_jax.data.stream import Stream
+from rrm_jax.rl.logprobs import Sequences, completion_scores
+from rrm_jax.rl.losses import supervised_loss
+from rrm_jax.training.batches import Row, build_sequences, micro_batches
+from rrm_jax.training.config import TrainConfig
+from rrm_jax.training.evaluate import Evaluator
+from rrm_jax.training.rollouts import show
+from rrm_jax.training.run import Report, Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+    """A pair in a fixed order, and what the judge should write after the prompt's thinking prefix."""
+
+    id: str
+    pair: Pair
+    completion: str
+
+
+def parse_demonstration(row: dict[str, Any]) -> Demonstration:
+    completion = row.get("completion")
+    if not isinstance(completion, str) or not completion:
+        raise RowError("field 'completion' must be a non-empty string")
+    pair = parse_pair(row)
+    return Demonstration(pair.id, pair, completion)
+
+
+class _Batch(NamedTuple):
+    sequences: Sequences
+
+
+def _rows(run: Run, demonstrations: list[Demonstration]) -> list[Row]:
+    """Completions are trusted text: the control tokens that they spell are control tokens. The end token is added."""
+    tokenizer, rows = run.tokenizer, []
+    for item in demonstrations:
+        prompt = show(item.pair, run.template, tokenizer, run.config.judge)
+        rows.append(Row(tuple(prompt.ids), (*tokenizer.encode_control(item.completion), tokenizer.eos_id)))
+    return rows
+
+
+def train_supervised(config: TrainConfig, resume: bool, report: Report) -> Path:
+    """Runs (or resumes) a supervised run; returns its directory."""
+    with Run(config, resume, report) as run:
+        learner, size = run.learner, config.supervised.batch_size
+        data = run.read(config.data.train, parse_demonstration, config.data.limit, report)
+        stream = Stream(_rows(run, data), config.seed)
+        evaluator = Evaluator.of_run(run, report)
+
+        def loss(params, batch: _Batch):
+            scores = completion_scores(learner.decoder, params, batch.sequences, 1.0, learner.options)
+            return supervised_loss(scores.logprob, batch.sequences.mask)
+
+        learner.compile(loss)
+        if run.first_step == 1:
+            evaluator.evaluate(0)
+        for step in range(run.first_step, config.steps + 1):
+            with run.phase("update"):
+                rows = stream.batch((step - 1) * size, size)
+                tokens = sum(len(row.completion_ids) for row in rows)
+                sums = learner.update(_batches(rows, learner.rows, config.length_bucket), tokens)
+            values = {"loss": sums["loss"], "grad_norm": sums["grad_norm"], "tokens": float(tokens), **run.seconds()}
+            show = ("loss", "grad_norm") if step % 50 == 0 or step == config.steps else ()
+            run.metrics.write("train", step, values, show)
+            evaluator.after(step)
+            run.finish_step(step, {})
+    return run.directory
+
+
+def _batches(rows: list[Row], size: int, length_bucket: int) -> Iterator[_Batch]:
+    for group in micro_batches([row.length for row in rows], size):
+        yield _Batch(build_sequences([rows[at] for at in group], size, length_bucket))
