@@ -67,6 +67,14 @@ def _decode(line: bytes) -> dict[str, Any]:
     return row
 
 
+def write_whole(path: str | Path, text: str) -> None:
+    """Writes a UTF-8 file that appears, or replaces the old one, only when complete."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 class AppendLog:
     """An append-only JSONL file. A row counts once its newline is on disk: opening drops a torn last line.
 

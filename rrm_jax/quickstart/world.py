@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from rrm_jax.data.jsonl import write_whole
+
 DIGITS = 5
 _QUERY = "Last digit of the sum of "
 TEMPLATE = """\
@@ -104,8 +106,5 @@ def candidates(count: int, seed: int, responses: int, right: float, popular: flo
 def write_jsonl(path: Path, rows: Iterator[dict[str, Any]] | Sequence[dict[str, Any]]) -> Path:
     """Writes rows to `path`, which appears only when complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    partial.replace(path)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
     return path

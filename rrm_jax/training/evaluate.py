@@ -1,12 +1,18 @@
 """Held-out accuracy in both orders, while training."""
 
 from collections.abc import Sequence
-from typing import Self
 
 from rrm_jax.data.records import Pair, parse_labelled_pair
 from rrm_jax.judging.judge import Judge, Judgment
 from rrm_jax.sampling.protocol import Decoding
-from rrm_jax.training.run import Report, Run
+from rrm_jax.training.config import TrainConfig
+from rrm_jax.training.run import Report, Run, read_rows
+
+
+def read_held_out(config: TrainConfig, report: Report) -> list[Pair]:
+    """The pairs of `data.eval`; none without it."""
+    data = config.data
+    return read_rows(data.eval, parse_labelled_pair, data.eval_limit, report) if data.eval else []
 
 
 class Evaluator:
@@ -17,11 +23,6 @@ class Evaluator:
 
     def __init__(self, run: Run, pairs: Sequence[Pair]):
         self._run, self._pairs = run, pairs
-
-    @classmethod
-    def of_run(cls, run: Run, report: Report) -> Self:
-        data = run.config.data
-        return cls(run, run.read(data.eval, parse_labelled_pair, data.eval_limit, report) if data.eval else [])
 
     def after(self, step: int) -> None:
         """Evaluates where the configuration says so: every `eval.every` steps, and after the last."""

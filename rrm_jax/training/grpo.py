@@ -20,9 +20,9 @@ from rrm_jax.rl.losses import PolicyBatch, grpo_loss
 from rrm_jax.sampling.protocol import Decoding
 from rrm_jax.training.batches import build_sequences, micro_batches, pad_along_completion
 from rrm_jax.training.config import TrainConfig
-from rrm_jax.training.evaluate import Evaluator
+from rrm_jax.training.evaluate import Evaluator, read_held_out
 from rrm_jax.training.rollouts import Rollouts, collect
-from rrm_jax.training.run import Report, Run
+from rrm_jax.training.run import Report, Run, read_rows
 
 
 class _Batch(NamedTuple):
@@ -32,10 +32,11 @@ class _Batch(NamedTuple):
 
 def train_grpo(config: TrainConfig, resume: bool, report: Report) -> Path:
     """Runs (or resumes) a GRPO run; returns its directory."""
+    pairs_read = read_rows(config.data.train, parse_labelled_pair, config.data.limit, report)
+    held_out = read_held_out(config, report)
     with Run(config, resume, report) as run:
         learner, grpo, rollout = run.learner, config.grpo, config.rollout
-        stream = PairStream(run.read(config.data.train, parse_labelled_pair, config.data.limit, report), config.seed)
-        evaluator = Evaluator.of_run(run, report)
+        stream, evaluator = PairStream(pairs_read, config.seed), Evaluator(run, held_out)
         reference = _reference(run) if grpo.kl_coef else None
         score = _scorer(run)
         decoding = Decoding(rollout.temperature, max_new_tokens=rollout.max_new_tokens, stop_ids=run.tokenizer.stop_ids)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rrm_jax.data.jsonl import AppendLog
+from rrm_jax.data.jsonl import AppendLog, write_whole
 
 
 class Metrics:
@@ -45,9 +45,7 @@ def _keep_until(path: Path, step: int) -> None:
     kept = [row for row in rows if row["step"] <= step]
     if len(kept) == len(rows):
         return
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in kept), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in kept))
 
 
 def read_metrics(directory: str | Path, kind: str) -> list[dict[str, Any]]:

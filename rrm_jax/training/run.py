@@ -7,6 +7,7 @@ RUN/metrics.jsonl   one row a step; RUN/tensorboard/ the same
 RUN/checkpoints/    parameters, optimiser state and position, every `checkpoint.every` steps
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import yaml
 
 from rrm_jax.checkpoints.assets import copy_assets
 from rrm_jax.checkpoints.training_state import TrainingCheckpoints
-from rrm_jax.data.jsonl import Reader
+from rrm_jax.data.jsonl import Reader, write_whole
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.errors import RrmError
 from rrm_jax.judging.template import Template, load_template
@@ -33,13 +34,13 @@ class Run:
 
     def __init__(self, config: TrainConfig, resume: bool, report: Report):
         self.config, self.directory = config, Path(config.output)
-        self._prepare_directory(resume)
+        self._check_directory(resume)
         self.template: Template = load_template(config.judge.template)
         self.learner = Learner(config)
         report(str(self.learner.attention))
         self.tokenizer = Tokenizer.load(self.learner.model.assets)
-        if not (self.directory / "assets").exists():
-            copy_assets(self.learner.model.assets, self.directory / "assets")
+        if not resume:  # nothing is written before all that can be known to be wrong has been looked at
+            self._write_directory()
         self.checkpoints = TrainingCheckpoints(self.directory / "checkpoints", keep=config.checkpoint.keep)
         latest = self.checkpoints.latest_step()
         self.first_step = 1
@@ -50,37 +51,33 @@ class Run:
         self.metrics = Metrics(self.directory, self.first_step - 1)
         self._seconds: dict[str, float] = {}
 
-    def _prepare_directory(self, resume: bool) -> None:
-        config, path = self.config, self.directory / "config.yaml"
-        resolved = config.model_dump(mode="json")
+    def _check_directory(self, resume: bool) -> None:
+        path = self.directory / "config.yaml"
         if path.exists() and not resume:
             raise RrmError(f"{self.directory} holds a run already; give --resume to go on, or another output=")
         if resume and not path.exists():
             raise RrmError(f"{self.directory} holds no run to resume (no config.yaml)")
         if resume:
-            before = yaml.safe_load(path.read_text(encoding="utf-8"))
-            changed = sorted(key for key in _flat(resolved) if _flat(resolved)[key] != _flat(before).get(key))
+            before = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+            now = _flat(self.config.model_dump(mode="json"))
+            changed = sorted(key for key in {**before, **now} if now.get(key) != before.get(key))
             if changed:
                 raise RrmError(
                     f"cannot resume {self.directory} with another configuration: {', '.join(changed)} changed"
                 )
-            return
+
+    def _write_directory(self) -> None:
+        """config.yaml comes last: a directory that has it has the rest."""
+        config = self.config
+        resolved = config.model_dump(mode="json")
+        inputs = {name: file for name, file in (("train", config.data.train), ("eval", config.data.eval)) if file}
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            inputs = {name: file for name, file in (("train", config.data.train), ("eval", config.data.eval)) if file}
+            copy_assets(self.learner.model.assets, self.directory / "assets")
             write_provenance(self.directory / "run.json", config=resolved, seed=config.seed, inputs=inputs)
-            path.write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+            write_whole(self.directory / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
         except OSError as error:
-            raise RrmError(f"cannot write {error.filename or self.directory}: {error.strerror}") from None
-
-    def read[T](self, path: str, parse: Callable[[dict], T], limit: int | None, report: Report) -> list[T]:
-        """All rows of a data file, at most `limit`; bad rows are reported and left out."""
-        rows = []
-        for _, row in Reader(Path(path), parse, report=report):
-            if limit is not None and len(rows) == limit:
-                break
-            rows.append(row)
-        return rows
+            raise RrmError(f"cannot write {error.filename or self.directory}: {error.strerror or error}") from None
 
     @contextmanager
     def phase(self, name: str):
@@ -110,6 +107,11 @@ class Run:
         self.checkpoints.wait()
         self.checkpoints.close()
         self.metrics.close()
+
+
+def read_rows[T](path: str, parse: Callable[[dict], T], limit: int | None, report: Report) -> list[T]:
+    """The first `limit` rows (None: all) of a data file. Bad rows are reported and left out, and no row is an error."""
+    return [row for _, row in itertools.islice(Reader(Path(path), parse, report=report), limit)]
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

@@ -12,9 +12,9 @@ from rrm_jax.rl.logprobs import Sequences, completion_scores
 from rrm_jax.rl.losses import supervised_loss
 from rrm_jax.training.batches import Row, build_sequences, micro_batches
 from rrm_jax.training.config import TrainConfig
-from rrm_jax.training.evaluate import Evaluator
+from rrm_jax.training.evaluate import Evaluator, read_held_out
 from rrm_jax.training.rollouts import show
-from rrm_jax.training.run import Report, Run
+from rrm_jax.training.run import Report, Run, read_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +49,11 @@ def _rows(run: Run, demonstrations: list[Demonstration]) -> list[Row]:
 
 def train_supervised(config: TrainConfig, resume: bool, report: Report) -> Path:
     """Runs (or resumes) a supervised run; returns its directory."""
+    demonstrations = read_rows(config.data.train, parse_demonstration, config.data.limit, report)
+    held_out = read_held_out(config, report)
     with Run(config, resume, report) as run:
         learner, size = run.learner, config.supervised.batch_size
-        data = run.read(config.data.train, parse_demonstration, config.data.limit, report)
-        stream = Stream(_rows(run, data), config.seed)
-        evaluator = Evaluator.of_run(run, report)
+        stream, evaluator = Stream(_rows(run, demonstrations), config.seed), Evaluator(run, held_out)
 
         def loss(params, batch: _Batch):
             scores = completion_scores(learner.decoder, params, batch.sequences, 1.0, learner.options)

@@ -1,0 +1,47 @@
+"""A base model, pairs and configurations small enough to train in seconds."""
+
+from pathlib import Path
+from typing import Any
+
+from rrm_jax.data.word_tokenizer import write_word_tokenizer
+from rrm_jax.quickstart import world
+from rrm_jax.testing import tiny_config, write_hf_checkpoint
+
+
+def make_base(directory: Path) -> Path:
+    """A Hugging Face directory: a tiny random model with the quickstart's tokenizer."""
+    vocabulary = write_word_tokenizer(directory, world.WORDS)
+    write_hf_checkpoint(directory, tiny_config(vocab_size=vocabulary + vocabulary % 2))
+    return directory
+
+
+def make_data(directory: Path) -> None:
+    world.write_jsonl(directory / "pairs.jsonl", world.pairs(40, 1))
+    world.write_jsonl(directory / "eval.jsonl", world.pairs(6, 2))
+    world.write_jsonl(directory / "demonstrations.jsonl", world.demonstrations(40, 3, 0.5, True))
+    (directory / "template.toml").write_text(world.TEMPLATE, encoding="utf-8")
+
+
+def settings(directory: Path, output: str, **changes: Any) -> dict[str, Any]:
+    """A GRPO configuration on what `make_base` and `make_data` made in `directory`; `changes` are dotted keys."""
+    tree: dict[str, Any] = {
+        "output": str(directory / output),
+        "steps": 3,
+        "model": {"path": str(directory / "base"), "compute_dtype": "float32", "remat": "none"},
+        "data": {"train": str(directory / "pairs.jsonl"), "eval": None},
+        "judge": {"template": str(directory / "template.toml"), "max_prompt_tokens": 256},
+        "rollout": {"prompts_per_step": 4, "group_size": 4, "temperature": 0.7, "max_new_tokens": 6, "batch_size": 16},
+        "grpo": {"mini_batch_prompts": 2, "kl_coef": 0.01},
+        "supervised": {"batch_size": 8},
+        "optimizer": {"learning_rate": 1e-2},
+        "micro_batch_rows": 8,
+        "length_bucket": 8,
+        "checkpoint": {"every": 1, "keep": 5},
+    }
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return tree
