@@ -1,0 +1,116 @@
+"""`rrm judge`: verdicts for a file of pairs."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from rrm_jax.cli.loading import BatchSize, Dtype, Mesh, Model, Strict
+
+
+def command(
+    model: Model,
+    pairs: Annotated[Path, typer.Option(help="JSONL: id, query, response_1, response_2, and optionally label 1 or 2.")],
+    out: Annotated[Path, typer.Option(help="JSONL of judgments. OUT.votes.jsonl and OUT.run.json stand beside it.")],
+    votes: Annotated[int, typer.Option(min=1, help="Samples a pair (for each order with --order both).")] = 1,
+    order: Annotated[
+        Literal["random", "given", "both"], typer.Option(help="Which response is shown first; random: for each vote.")
+    ] = "random",
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of presentation orders and of sampling.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6,
+    top_p: Annotated[float, typer.Option(max=1.0, help="In (0, 1].")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest thinking and verdict, in tokens.")] = 8192,
+    max_prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest prompt, in tokens; over-long responses keep their ends.")
+    ] = 4096,
+    template: Annotated[str, typer.Option(help="The judge's prompt: a packaged name or a file (see rrm template).")] = (
+        "default"
+    ),
+    direct: Annotated[bool, typer.Option("--direct", help="The verdict at once, without thinking.")] = False,
+    keep_thinking: Annotated[
+        bool, typer.Option("--keep-thinking", help="Show what responses hold up to their last </think>, too.")
+    ] = False,
+    batch_size: BatchSize = 32,
+    dtype: Dtype = "auto",
+    mesh: Mesh = "data=1,fsdp=-1,tensor=1",
+    strict: Strict = False,
+) -> None:
+    """Judge which of two responses is better.
+
+    A judge thinks in free text and ends with a boxed verdict; a vote without one is invalid, never guessed.
+
+    Each row of OUT is {id, winner, votes: [{order, verdict, text, tokens, finish_reason, truncated_input}], content},
+    with label and correct where the pair has a label. winner and verdict are 1, 2, or null: no majority, or no valid
+    verdict; an order of "21" showed response_2 first. Rows come as they are completed, so their order may vary;
+    their content depends on the inputs and settings alone.
+
+    Killed and started again with the same settings it goes on where it was: every vote is kept in OUT.votes.jsonl
+    as it comes. Malformed rows are reported and passed over (exit code 1).
+
+    \b
+    Example:
+      rrm judge --model runs/judge --pairs pairs.jsonl --out judged.jsonl --votes 4 --order both
+    """
+    from rrm_jax.cli.loading import LazyModel, Progress, check_rows, fit_positions, warn
+    from rrm_jax.data.jsonl import AppendLog, Reader
+    from rrm_jax.data.records import Pair, Unique, parse_pair
+    from rrm_jax.errors import RrmError
+    from rrm_jax.judging.judge import Judge, content_digest
+    from rrm_jax.judging.store import VoteLog
+    from rrm_jax.judging.summary import summarise
+    from rrm_jax.judging.template import check_template, load_template
+    from rrm_jax.provenance import write_provenance
+    from rrm_jax.sampling.protocol import Decoding
+
+    prompt = load_template(template)
+    digests: dict[str, str] = {}
+
+    def note(pair: Pair) -> None:
+        digests[pair.id] = content_digest(pair)
+
+    skipped = check_rows(pairs, Unique(parse_pair), strict, note)
+    progress = Progress("judging", len(digests))
+    generator = LazyModel(model, mesh, dtype, batch_size, progress.tokens)
+    if warning := check_template(prompt, generator.facts, generator.names, not direct):
+        warn(f"warning: {warning}")
+    try:
+        decoding = Decoding(temperature, top_p=top_p, max_new_tokens=max_new_tokens)
+        judge = Judge(
+            generator,
+            generator.tokenizer,
+            prompt,
+            decoding,
+            seed=seed,
+            votes=votes,
+            order=order,
+            thinking=not direct,
+            max_prompt_tokens=fit_positions(max_prompt_tokens, max_new_tokens, generator.config.max_positions),
+            keep_thinking=keep_thinking,
+            model=f"{generator.fingerprint} in {generator.dtype}",
+        )
+    except ValueError as error:
+        raise RrmError(str(error)) from None
+    votes_path = out.with_name(out.name + ".votes.jsonl")
+    if out.is_file() and out.stat().st_size and not votes_path.is_file():
+        raise RrmError(f"{out} exists, but not {votes_path}, so it cannot be gone on with; choose another --out")
+    with VoteLog(votes_path, judge.settings) as log, AppendLog(out) as rows:
+        done = {row.get("id"): row.get("content") for row in rows.rows()}
+        for pair_id in done.keys() & digests.keys():
+            if done[pair_id] != digests[pair_id]:
+                raise RrmError(f"{out}: the row with id {pair_id!r} was judged on other text; choose another --out")
+        inputs: dict[str, str | Path] = {"pairs": pairs}
+        write_provenance(out.with_name(out.name + ".run.json"), config=judge.settings, seed=seed, inputs=inputs)
+        todo = (pair for _, pair in Reader(pairs, Unique(parse_pair)) if pair.id not in done)
+        with progress:
+            progress.begin(len(done.keys() & digests.keys()))
+            for judgment in judge.judge(todo, log):
+                rows.append(judgment.to_row())
+                progress.advance()
+        judged = (row for row in rows.rows() if row["id"] in digests)
+        for line in summarise(judged, both_orders=order == "both").lines():
+            print(line)
+        if foreign := len(done.keys() - digests.keys()):
+            warn(f"{out} also holds {foreign} row(s) whose ids are not in {pairs}; they are not counted above")
+    if skipped:
+        warn(f"{skipped} malformed row(s) of {pairs} were skipped")
+        raise typer.Exit(1)

@@ -1,0 +1,232 @@
+"""What the verbs that run a model share: their options, opening the model, checking input files, showing progress."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rrm_jax.checkpoints.load import LoadedModel
+    from rrm_jax.data.tokenizer import Tokenizer
+    from rrm_jax.parallel.mesh import MeshShape
+    from rrm_jax.sampling.protocol import Completion, Request
+    from rrm_jax.sampling.sampler import Sampler
+
+Model = Annotated[
+    Path, typer.Option(help="A Hugging Face directory, a converted checkpoint, or a training run's directory.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Sequences decoded together.")]
+Dtype = Annotated[str, typer.Option(help="auto (float32 on CPU, else bfloat16), float32 or bfloat16.")]
+Mesh = Annotated[str, typer.Option(help="Devices along each axis; one may be -1, all that remain.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first malformed row, before anything is run.")]
+
+
+def warn(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def parse_mesh(text: str) -> "MeshShape":
+    """`data=1,fsdp=-1,tensor=1`, any of them left out. Raises RrmError."""
+    from rrm_jax.errors import RrmError
+    from rrm_jax.parallel.mesh import AXES, MeshShape
+
+    sizes: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        axis, _, size = part.partition("=")
+        if axis.strip() not in AXES or axis.strip() in sizes or not size.strip().lstrip("-").isdigit():
+            raise RrmError(f"--mesh {text!r}: {part!r} is not one of {', '.join(f'{name}=N' for name in AXES)}")
+        sizes[axis.strip()] = int(size)
+    return MeshShape(**sizes)
+
+
+def parse_dtype(name: str) -> Any:
+    """A jax dtype. Raises RrmError."""
+    import jax
+    import jax.numpy as jnp
+
+    from rrm_jax.errors import RrmError
+
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in ("float32", "bfloat16"):
+        raise RrmError(f"--dtype {name!r} is not one of auto, float32, bfloat16")
+    return jnp.dtype(name)
+
+
+def open_model(
+    model: Path,
+    mesh: str,
+    dtype: str,
+    batch_size: int,
+    *,
+    needs_tokenizer: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> "tuple[Sampler, Tokenizer | None, LoadedModel]":
+    """Loads a model onto the devices. `progress(completions, tokens)` is called while it generates.
+
+    Without a tokenizer in its directory: RrmError before any weight is read, or None where none is needed.
+    """
+    import jax
+
+    from rrm_jax.checkpoints.load import load_model
+    from rrm_jax.models.attention import choose_backend
+    from rrm_jax.models.decoder import Options
+    from rrm_jax.parallel.mesh import make_mesh, partition_spec
+    from rrm_jax.sampling.sampler import Sampler
+
+    tokenizer = open_tokenizer(model, needs_tokenizer)
+    devices, compute = make_mesh(parse_mesh(mesh)), parse_dtype(dtype)
+    started = time.perf_counter()
+    loaded = load_model(model, mesh=devices, dtype=compute)
+    jax.block_until_ready(loaded.params)
+    warn(
+        f"loaded {model}: {loaded.config.num_parameters / 1e6:,.1f} M parameters in {compute.name} on "
+        f"{devices.size} {jax.default_backend()} device(s), {time.perf_counter() - started:.1f} s"
+    )
+    choice = choose_backend(loaded.config, compute)
+    warn(str(choice))
+    alone = devices.size == 1
+    options = Options(dtype=compute, attention=choice.backend, spec=None if alone else partition_spec)
+    sampler = Sampler(loaded.config, loaded.params, options, None if alone else devices, batch_size, progress=progress)
+    return sampler, tokenizer, loaded
+
+
+def open_tokenizer(model: Path, required: bool = True) -> "Tokenizer | None":
+    """The tokenizer among a model's assets; where there is none, RrmError or None."""
+    from rrm_jax.checkpoints.sources import open_source
+    from rrm_jax.data.tokenizer import Tokenizer
+
+    assets = open_source(model).assets
+    names = ("tokenizer.json", "vocab.json")
+    return Tokenizer.load(assets) if required or any((assets / name).is_file() for name in names) else None
+
+
+class LazyModel:
+    """A Generator that is loaded when its first request comes: settings are checked before a weight is read, and a
+    job that was done already needs none.
+
+    `names` are what the model is called; other attributes: see `LoadedModel`.
+    """
+
+    def __init__(self, model: Path, mesh: str, dtype: str, batch_size: int, progress: Callable[[int, int], None]):
+        from rrm_jax.checkpoints.sources import open_source
+        from rrm_jax.data.tokenizer import Tokenizer
+
+        parse_mesh(mesh)
+        source = open_source(model)
+        self.tokenizer = Tokenizer.load(source.assets)
+        self.config, self.facts, self.dtype = source.config, source.facts, parse_dtype(dtype).name
+        self.fingerprint = source.fingerprint()
+        self.names = [model.name, model.resolve().name, *_declared_name(source.assets)]
+        for note in source.notes:
+            warn(note)
+        self._load = lambda: open_model(model, mesh, dtype, batch_size, progress=progress)[0]
+        self._sampler: Sampler | None = None
+
+    def generate(self, requests: "Iterable[Request]") -> "Iterator[Completion]":
+        import itertools
+
+        waiting = iter(requests)
+        first = next(waiting, None)
+        if first is None:
+            return
+        if self._sampler is None:
+            self._sampler = self._load()
+        yield from self._sampler.generate(itertools.chain([first], waiting))
+
+
+def _declared_name(assets: Path) -> list[str]:
+    import json
+
+    name = json.loads((assets / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
+    return [name] if isinstance(name, str) else []
+
+
+def fit_positions(max_prompt_tokens: int, max_new_tokens: int, max_positions: int) -> int:
+    """The prompt limit that a model with `max_positions` allows; says so when it is less than was asked for."""
+    from rrm_jax.errors import RrmError
+
+    room = max_positions - max_new_tokens
+    if room < 1:
+        raise RrmError(
+            f"--max-new-tokens {max_new_tokens} leaves no room for a prompt: the model has {max_positions} positions"
+        )
+    if room < max_prompt_tokens:
+        warn(
+            f"the model has {max_positions} positions: prompts are cut to {room} tokens, not {max_prompt_tokens} "
+            f"(--max-prompt-tokens), to leave {max_new_tokens} for the answer"
+        )
+    return min(room, max_prompt_tokens)
+
+
+def check_rows[T](path: Path, parse: Callable[[dict[str, Any]], T], strict: bool, use: Callable[[T], None]) -> int:
+    """Reads a whole file once, before anything runs: reports its malformed rows and returns how many there are.
+
+    `use` sees every good row. With `strict` a malformed row is an RrmError.
+    """
+    from rrm_jax.data.jsonl import Reader
+
+    reader = Reader(path, parse, strict=strict, report=warn)
+    for _, row in reader:
+        use(row)
+    return reader.skipped
+
+
+class Progress:
+    """Progress on stderr: a bar on a terminal, else a line every ten seconds and one at the end."""
+
+    def __init__(self, label: str, total: int):
+        self._label, self._total, self._done, self._note = label, total, 0, ""
+        self._started = self._printed = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> "Progress":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = [TextColumn(self._label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+            columns += [TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+            self._bar = Bar(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task(self._label, total=self._total, completed=self._done, note="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        else:
+            self._print()
+
+    def begin(self, done: int) -> None:
+        """Says how much an earlier run had finished."""
+        self._done = done
+        self._show()
+
+    def advance(self) -> None:
+        self._done += 1
+        self._show()
+
+    def tokens(self, completions: int, tokens: int) -> None:
+        """For a sampler: what it has drawn so far."""
+        seconds = max(1e-9, time.monotonic() - self._started)
+        self._note = f"{completions} completions, {tokens} tokens, {tokens / seconds:.0f} tokens/s"
+        self._show()
+
+    def _show(self) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, note=self._note)
+        elif time.monotonic() - self._printed > 10:
+            self._print()
+
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        seconds = self._printed - self._started
+        warn(
+            f"{self._label}: {self._done}/{self._total} after {seconds:.0f} s"
+            + (f", {self._note}" if self._note else "")
+        )
