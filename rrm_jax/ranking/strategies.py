@@ -39,14 +39,15 @@ class Comparison:
 class Outcome:
     """`winner` is 1 (candidate i), 2 (candidate j), or None: no valid vote, or as many for one as for the other.
 
-    `votes` are the single votes behind it, in the same coding (None: invalid); `tokens` is what they cost, and
-    `truncated` how many of them were cut off before they ended.
+    `votes` are the single votes behind it, in the same coding (None: invalid); `tokens` is what they cost. Of them
+    `cut_off` reached the token limit before they ended, and `truncated_inputs` saw texts that were cut to fit.
     """
 
     winner: Literal[1, 2] | None
     tokens: int = 0
     votes: tuple[Literal[1, 2] | None, ...] = ()
-    truncated: int = 0
+    cut_off: int = 0
+    truncated_inputs: int = 0
 
     def __post_init__(self):
         if self.winner not in (1, 2, None):
@@ -83,12 +84,17 @@ class Result:
     tokens: int
     invalid: int
     invalid_votes: int
-    truncated: int
+    cut_off: int
+    truncated_inputs: int
 
 
 class Strategy(Protocol):
     def propose(self, item: Item, played: Sequence[Match]) -> list[tuple[int, int]]:
         """The pairs (i, j) of the item's next round, given all it has played so far in that order; [] at the end."""
+        ...
+
+    def most_comparisons(self, candidates: int) -> int:
+        """The most that an item can need."""
         ...
 
     def standings(self, items: Sequence[Item], played: Sequence[Sequence[Match]]) -> list[Standing]:
@@ -138,6 +144,9 @@ class Elo:
             return []
         return shuffled(list(itertools.combinations(range(item.candidates), 2)), self.seed, item.id, "games")
 
+    def most_comparisons(self, candidates: int) -> int:
+        return candidates * (candidates - 1) // 2
+
     def _score(self, match: Match, item_id: str) -> float:
         if match.outcome.winner is None and self.invalid == "draw":
             return 0.5
@@ -177,6 +186,9 @@ class Knockout:
 
     def propose(self, item: Item, played: Sequence[Match]) -> list[tuple[int, int]]:
         return self._replay(item, played)[0]
+
+    def most_comparisons(self, candidates: int) -> int:
+        return candidates - 1
 
     def standings(self, items: Sequence[Item], played: Sequence[Sequence[Match]]) -> list[Standing]:
         return [
@@ -267,5 +279,6 @@ def _result(item: Item, standing: Standing, matches: Sequence[Match]) -> Result:
         tokens=sum(outcome.tokens for outcome in outcomes),
         invalid=sum(outcome.winner is None for outcome in outcomes),
         invalid_votes=sum(outcome.votes.count(None) for outcome in outcomes),
-        truncated=sum(outcome.truncated for outcome in outcomes),
+        cut_off=sum(outcome.cut_off for outcome in outcomes),
+        truncated_inputs=sum(outcome.truncated_inputs for outcome in outcomes),
     )

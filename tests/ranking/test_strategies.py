@@ -48,7 +48,7 @@ def test_knockout_plays_its_bracket_and_finds_the_best(counts, seed):
         assert (result.id, result.best) == (id, champion(values))
         assert result.ranking[0] == result.best
         assert sorted(result.ranking) == list(range(n))
-        assert result.comparisons == n - 1
+        assert result.comparisons == n - 1 == Knockout().most_comparisons(n)
         assert result.tokens == 7 * (n - 1)
         mine = [[c for c in one if c.item_id == id] for one in judge.rounds]
         mine = [one for one in mine if one]
@@ -71,7 +71,7 @@ def test_elo_plays_each_pair_once_in_one_round(counts, seed):
     assert len(judge.rounds) <= 1
     for (id, values), result in zip(quality.items(), results, strict=True):
         n = len(values)
-        assert result.comparisons == n * (n - 1) // 2
+        assert result.comparisons == n * (n - 1) // 2 == Elo().most_comparisons(n)
         asked = [frozenset((c.i, c.j)) for c in judge.asked if c.item_id == id]
         assert sorted(map(sorted, asked)) == sorted(map(list, itertools.combinations(range(n), 2)))
         assert result.best == champion(values)
@@ -184,10 +184,10 @@ def test_an_invalid_comparison_is_a_coin_or_a_draw():
 
 
 def test_sums_of_votes_tokens_and_cuts():
-    outcome = Outcome(1, tokens=11, votes=(1, None, 1, 2), truncated=1)
+    outcome = Outcome(1, tokens=11, votes=(1, None, 1, 2), cut_off=1, truncated_inputs=3)
     (result,) = run_tournaments([Item("a", 3)], Knockout(), lambda asked: [outcome] * len(asked))
     assert (result.comparisons, result.votes, result.tokens) == (2, 8, 22)
-    assert (result.invalid, result.invalid_votes, result.truncated) == (0, 2, 2)
+    assert (result.invalid, result.invalid_votes, result.cut_off, result.truncated_inputs) == (0, 2, 2, 6)
 
 
 def test_majorities_help_a_noisy_judge():

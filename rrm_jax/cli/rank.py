@@ -1,0 +1,241 @@
+"""`rrm rank`: the best of many candidates, by pairwise tournaments."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rrm_jax.cli.loading import BatchSize, Dtype, LazyModel, Mesh, Model, Progress, Strict, check_rows, warn
+from rrm_jax.data.jsonl import Reader, RowError
+from rrm_jax.data.records import Candidates, Pair, Unique, parse_candidates
+from rrm_jax.errors import RrmError
+
+if TYPE_CHECKING:
+    from rrm_jax.judging.judge import Judge, Judgment
+    from rrm_jax.judging.store import VoteLog
+    from rrm_jax.ranking.strategies import Comparison, Elo, Knockout, Outcome, Result
+
+
+def command(
+    model: Model,
+    candidates: Annotated[Path, typer.Option(help="JSONL: id, query, responses [..], and optionally correct [bool].")],
+    out: Annotated[Path, typer.Option(help="JSONL of rankings. OUT.votes.jsonl and OUT.run.json stand beside it.")],
+    strategy: Annotated[
+        str, typer.Option(help="elo (each pair once, n (n - 1) / 2 comparisons) or knockout (n - 1).")
+    ] = "elo",
+    votes: Annotated[int, typer.Option(min=1, help="Samples a comparison; the majority decides it.")] = 1,
+    invalid: Annotated[
+        str, typer.Option(help="A comparison without a winner is a random one's win (random) or a draw (elo only).")
+    ] = "random",
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of brackets, orders, coins and sampling.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6,
+    top_p: Annotated[float, typer.Option(max=1.0, help="In (0, 1].")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest thinking and verdict, in tokens.")] = 8192,
+    max_prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest prompt, in tokens; over-long responses keep their ends.")
+    ] = 4096,
+    template: Annotated[str, typer.Option(help="The judge's prompt: a packaged name or a file (see rrm template).")] = (
+        "default"
+    ),
+    direct: Annotated[bool, typer.Option("--direct", help="The verdict at once, without thinking.")] = False,
+    batch_size: BatchSize = 32,
+    dtype: Dtype = "auto",
+    mesh: Mesh = "data=1,fsdp=-1,tensor=1",
+    strict: Strict = False,
+) -> None:
+    """Rank each query's candidate responses, and pick the best, by comparing them in pairs.
+
+    Each row of OUT is {id, best, ranking, ratings, comparisons, votes, tokens, invalid, invalid_votes, cut_off,
+    truncated_inputs}: best and ranking (best first) are positions in responses, ratings are Elo ratings or the rounds
+    survived in the knockout, invalid counts comparisons without a winner. Every vote shows its pair in a random order.
+    Where rows have `correct`, the accuracy of what was picked is printed beside the mean candidate's and the oracle's.
+
+    Killed and started again with the same settings it goes on where it was: every vote is kept in OUT.votes.jsonl as
+    it comes, and OUT is written in one piece at the end. Malformed rows are reported and passed over (exit code 1).
+
+    \b
+    Example:
+      rrm rank --model runs/judge --candidates candidates.jsonl --out ranked.jsonl --strategy knockout --votes 3
+    """
+    from rrm_jax.judging.store import VoteLog
+    from rrm_jax.provenance import write_provenance
+    from rrm_jax.ranking.strategies import Item, run_tournaments
+    from rrm_jax.sampling.protocol import Decoding
+
+    plan = choose_strategy(strategy, invalid, seed)
+    rows: dict[str, LabelledCandidates] = {}
+    skipped = check_rows(candidates, Unique(parse_row), strict, lambda row: rows.update({row.id: row}))
+    votes_path = out.with_name(out.name + ".votes.jsonl")
+    _refuse_to_overwrite(out, votes_path, rows, candidates)
+    progress = Progress("comparisons", sum(plan.most_comparisons(len(row.responses)) for row in rows.values()))
+    generator = LazyModel(model, mesh, dtype, batch_size, progress.tokens)
+    try:
+        decoding = Decoding(temperature, top_p=top_p, max_new_tokens=max_new_tokens)
+    except ValueError as error:
+        raise RrmError(str(error)) from None
+    judge = _open_judge(generator, template, decoding, seed, votes, not direct, max_prompt_tokens)
+    settings = judge.settings | {"strategy": {"name": strategy, **dataclasses.asdict(plan)}}
+    started = time.perf_counter()
+    with VoteLog(votes_path, settings) as log:
+        inputs: dict[str, str | Path] = {"candidates": candidates}
+        write_provenance(out.with_name(out.name + ".run.json"), config=settings, seed=seed, inputs=inputs)
+        before = len(log)
+        with progress:
+            items = [Item(row.id, len(row.responses)) for row in rows.values()]
+            results = run_tournaments(items, plan, comparer(judge, log, rows, progress.advance))
+        drawn = len(log) - before
+    _write(out, results)
+    for line in summary(rows, results):
+        print(line)
+    print(f"{drawn} votes drawn now, {before} kept from before; {time.perf_counter() - started:.1f} s")
+    if skipped:
+        warn(f"{skipped} malformed row(s) of {candidates} were skipped")
+        raise typer.Exit(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledCandidates(Candidates):
+    """`correct[c]` says whether response c is right; None: unknown."""
+
+    correct: tuple[bool, ...] | None = None
+
+
+def parse_row(row: dict[str, Any]) -> LabelledCandidates:
+    record, correct = parse_candidates(row), row.get("correct")
+    if correct is not None:
+        count = len(record.responses)
+        if not isinstance(correct, list) or len(correct) != count or not all(isinstance(c, bool) for c in correct):
+            raise RowError(f"field 'correct' must be a list of {count} booleans, one for each response, or null")
+        correct = tuple(correct)
+    return LabelledCandidates(record.id, record.query, record.responses, correct)
+
+
+def choose_strategy(name: str, invalid: str, seed: int) -> "Elo | Knockout":
+    from rrm_jax.ranking.strategies import Elo, Knockout
+
+    if invalid not in ("random", "draw"):
+        raise RrmError(f"--invalid {invalid!r} is not one of random, draw")
+    if name == "elo":
+        return Elo(seed, "draw" if invalid == "draw" else "random")
+    if name != "knockout":
+        raise RrmError(f"--strategy {name!r} is not one of elo, knockout")
+    if invalid == "draw":
+        raise RrmError("--invalid draw: a knockout's comparison needs a winner; use --invalid random or --strategy elo")
+    return Knockout(seed)
+
+
+def _refuse_to_overwrite(out: Path, votes_path: Path, ids: Iterable[str], candidates: Path) -> None:
+    """OUT is replaced as a whole, which must lose nothing but an older result of the same job."""
+    if not out.is_file() or not out.stat().st_size:
+        return
+    if not votes_path.is_file():
+        raise RrmError(f"{out} exists, but not {votes_path}, so it is not this job's; choose another --out")
+    lost = {row.get("id") for _, row in Reader(out, lambda row: row)} - set(ids)
+    if lost:
+        raise RrmError(f"{out} holds {len(lost)} row(s) whose ids are not in {candidates}; choose another --out")
+
+
+def _open_judge(
+    generator: LazyModel, template: str, decoding: Any, seed: int, votes: int, thinking: bool, max_prompt_tokens: int
+) -> "Judge":
+    from rrm_jax.cli.loading import fit_positions
+    from rrm_jax.judging.judge import Judge
+    from rrm_jax.judging.template import check_template, load_template
+
+    prompt = load_template(template)
+    if warning := check_template(prompt, generator.facts, generator.names, thinking):
+        warn(f"warning: {warning}")
+    return Judge(
+        generator,
+        generator.tokenizer,
+        prompt,
+        decoding,
+        seed=seed,
+        votes=votes,
+        thinking=thinking,
+        max_prompt_tokens=fit_positions(max_prompt_tokens, decoding.max_new_tokens, generator.config.max_positions),
+        model=f"{generator.fingerprint} in {generator.dtype}",
+    )
+
+
+def comparer(
+    judge: "Judge", log: "VoteLog | None", rows: dict[str, LabelledCandidates], judged: Callable[[], None]
+) -> "Callable[[list[Comparison]], list[Outcome]]":
+    """`run_tournaments`'s compare function; `judged` is called for each comparison.
+
+    A comparison has one name whichever candidate is named first, so that strategies with the same seed that ask
+    for the same comparison get the same verdict. Texts of judgments are dropped as they come.
+    """
+
+    def pairs(comparisons: Sequence["Comparison"]) -> Iterator[Pair]:
+        for at, comparison in enumerate(comparisons):
+            row = rows[comparison.item_id]
+            i, j = sorted((comparison.i, comparison.j))
+            name = json.dumps([row.id, i, j])
+            yield Pair(name, row.query, row.responses[i], row.responses[j], source=str(at))
+
+    def compare(comparisons: "list[Comparison]") -> "list[Outcome]":
+        outcomes: dict[int, Outcome] = {}
+        for judgment in judge.judge(pairs(comparisons), log):
+            at = int(judgment.pair.source)
+            outcomes[at] = _outcome(judgment, turned=comparisons[at].i > comparisons[at].j)
+            judged()
+        return [outcomes[at] for at in range(len(comparisons))]
+
+    return compare
+
+
+def _outcome(judgment: "Judgment", turned: bool) -> "Outcome":
+    from rrm_jax.ranking.strategies import Outcome
+
+    name: dict = {1: 2, 2: 1, None: None} if turned else {1: 1, 2: 2, None: None}
+    return Outcome(
+        winner=name[judgment.winner],
+        tokens=judgment.tokens,
+        votes=tuple(name[vote.verdict] for vote in judgment.votes),
+        cut_off=sum(vote.finish_reason == "length" for vote in judgment.votes),
+        truncated_inputs=sum(vote.truncated_input for vote in judgment.votes),
+    )
+
+
+def _write(out: Path, results: Sequence["Result"]) -> None:
+    unfinished = out.with_name(out.name + ".part")
+    try:
+        with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
+            for result in results:
+                file.write(json.dumps(dataclasses.asdict(result), ensure_ascii=False, separators=(",", ":")) + "\n")
+        os.replace(unfinished, out)
+    except OSError as error:
+        raise RrmError(
+            f"cannot write {out}: {error.strerror or error}; every vote is kept, run again to go on"
+        ) from None
+
+
+def summary(rows: dict[str, LabelledCandidates], results: Sequence["Result"]) -> list[str]:
+    """The report, one fact a line; accuracies over the queries that say which of their responses are correct."""
+
+    def total(field: str) -> int:
+        return sum(getattr(result, field) for result in results)
+
+    lines = [
+        f"queries ranked: {len(results)} ({sum(len(result.ranking) for result in results)} candidates)",
+        f"comparisons: {total('comparisons')} (without a winner: {total('invalid')})",
+        f"votes: {total('votes')} (invalid: {total('invalid_votes')}, cut off at the token limit: {total('cut_off')}, "
+        f"with inputs truncated: {total('truncated_inputs')}); {total('tokens')} tokens",
+    ]
+    labelled = [(correct, result.best) for result in results if (correct := rows[result.id].correct) is not None]
+    if labelled:
+        count = len(labelled)
+        best = sum(correct[pick] for correct, pick in labelled)
+        mean = sum(sum(correct) / len(correct) for correct, _ in labelled)
+        oracle = sum(any(correct) for correct, _ in labelled)
+        lines.append(
+            f"accuracy on {count} labelled queries: best {best / count:.4f} = {best} / {count}, "
+            f"mean candidate {mean / count:.4f}, oracle {oracle / count:.4f} = {oracle} / {count}"
+        )
+    return lines
