@@ -2,26 +2,32 @@
 
 Axes: B batch, T query time, S key/value time, H query heads, K key/value heads, G = H/K, N head width.
 
-A query sees a key when they are in the same segment (0 is padding), the key's position is not later, and, in a
-windowed layer, it is less than `window` positions back. Positions and segments travel as arrays; no token id
-is ever looked at.
+A query sees a key when they are in the same segment, the key's position is not later, and, in a windowed layer, it
+is less than `window` positions back. Padding is a segment of its own, 0: it sees only itself, so that no row of the
+softmax is empty on any backend. Positions and segments travel as arrays; no token id is ever looked at.
+
+What runs where: `xla` anywhere, with float32 scores [B, H, T, S]. `cudnn` needs an NVIDIA GPU; the mask reaches it
+as a bias [B, 1, T, S] in the compute dtype. `splash` needs a TPU, and keeps neither scores nor mask; off a TPU its
+kernels run in Pallas' interpreter, which is how the tests compare its results and gradients with `xla`.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from rrm_jax.errors import RrmError
 from rrm_jax.models.config import DecoderConfig
 
 Backend = Literal["xla", "cudnn", "splash"]
 BACKENDS: tuple[Backend, ...] = ("xla", "cudnn", "splash")
 NO_WINDOW = 1 << 30
-_SPLASH_BLOCK = 128
+# Times are padded up to these: cuDNN's backward pass with a mask takes even lengths only, Splash whole blocks.
+_MULTIPLE = {"xla": 1, "cudnn": 2, "splash": 128}
 Spec = Callable[[tuple[str | None, ...]], PartitionSpec]
 
 
@@ -39,8 +45,7 @@ class Choice:
 def choose_backend(config: DecoderConfig, dtype, platform: str | None = None, requested: str = "auto") -> Choice:
     """The backend for `platform` (default: JAX's) and compute `dtype`.
 
-    `requested` other than "auto" is taken as it is, or refused with a ValueError that says what it lacks.
-    cuDNN and Splash are compared with XLA by the tests only where such a device, or the interpreter, is present.
+    `requested` other than "auto" is taken as it is, or refused with an RrmError that says what it lacks.
     """
     platform = platform or jax.default_backend()
     lacking = {
@@ -50,9 +55,9 @@ def choose_backend(config: DecoderConfig, dtype, platform: str | None = None, re
     }
     if requested != "auto":
         if requested not in lacking:
-            raise ValueError(f"attention backend {requested!r} is not one of auto, {', '.join(BACKENDS)}")
+            raise RrmError(f"attention backend {requested!r} is not one of auto, {', '.join(BACKENDS)}")
         if lacking[requested]:
-            raise ValueError(f"attention backend {requested!r} cannot be used: {lacking[requested]}")
+            raise RrmError(f"attention backend {requested!r} cannot be used: {lacking[requested]}")
         return Choice(requested, "asked for")
     preferred: Backend | None = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}.get(platform)  # type: ignore[assignment]
     if preferred is None:
@@ -85,7 +90,7 @@ def _splash_lacks(config: DecoderConfig, platform: str) -> str | None:
 def visible(q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS, window) -> jax.Array:
     """The mask, bool [B, T, S], of the rule at the top of this module."""
     distance = q_positions_BT[:, :, None] - kv_positions_BS[:, None, :]
-    same = (q_segments_BT[:, :, None] == kv_segments_BS[:, None, :]) & (kv_segments_BS[:, None, :] != 0)
+    same = q_segments_BT[:, :, None] == kv_segments_BS[:, None, :]
     return same & (distance >= 0) & (distance < window)
 
 
@@ -104,11 +109,24 @@ def attend(
 ) -> jax.Array:
     """Attention output [B, T, H, N] in q's dtype; softmax in float32.
 
-    `window` is a scalar int array (`NO_WINDOW` for none). Rows that see nothing (padding) get finite values
-    that callers must not read. `spec` places Splash, which XLA cannot partition by itself, on the mesh.
+    `window` is a scalar int array (`NO_WINDOW` for none). Rows of padding get finite values that callers must not
+    read. `cudnn` and `splash` are for self-attention (S = T); `splash` takes no window, and is causal by index,
+    which is causal by position where positions rise within a segment. `spec` places Splash, which XLA cannot
+    partition by itself, on the current mesh.
     """
+    short = -q_BTHN.shape[1] % _MULTIPLE[backend]
+    if short:
+
+        def grow(x, axis):
+            return jnp.pad(x, [(0, short if at == axis else 0) for at in range(x.ndim)])
+
+        out = attend(
+            grow(q_BTHN, 1), grow(k_BKSN, 2), grow(v_BKSN, 2), grow(q_positions_BT, 1), grow(kv_positions_BS, 1),
+            grow(q_segments_BT, 1), grow(kv_segments_BS, 1), window, backend=backend, spec=spec,
+        )  # fmt: skip
+        return out[:, :-short]
     with jax.named_scope(f"attend_{backend}"):
-        if backend == "splash" and q_BTHN.shape[1] % _SPLASH_BLOCK == 0:
+        if backend == "splash":
             return _splash(q_BTHN, k_BKSN, v_BKSN, q_segments_BT, spec)
         mask_BTS = visible(q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS, window)
         if backend == "cudnn":
@@ -134,24 +152,21 @@ def _splash_kernel(heads: int, time: int, interpret: bool):
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     mask = masks.MultiHeadMask([masks.CausalMask((time, time)) for _ in range(heads)])
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval():  # the kernel is kept: it must not hold tracers of the first caller
         return kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
 
 
 def _splash(q_BTHN, k_BKSN, v_BKSN, segments_BT, spec: Spec | None) -> jax.Array:
-    """Splash is causal by index, which equals causal by position: positions rise by one within a segment."""
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     interpret = jax.default_backend() != "tpu"
 
     def on_device(q, k, v, segments):
-        groups = q.shape[2] // k.shape[1]
-        k, v = (jnp.repeat(x, groups, axis=1) for x in (k, v))
         run = jax.vmap(_splash_kernel(q.shape[2], q.shape[1], interpret))
-        out = run(q.swapaxes(1, 2) * q.shape[-1] ** -0.5, k, v, SegmentIds(q=segments, kv=segments))
+        out: Any = run(q.swapaxes(1, 2) * q.shape[-1] ** -0.5, k, v, SegmentIds(q=segments, kv=segments))
         return out.swapaxes(1, 2).astype(q.dtype)
 
-    if spec is None or jax.sharding.get_abstract_mesh().empty:
+    if spec is None:
         return on_device(q_BTHN, k_BKSN, v_BKSN, segments_BT)
     q_spec, kv_spec = spec(("batch", None, "heads", None)), spec(("batch", "kv_heads", None, None))
     placed = jax.shard_map(

@@ -37,7 +37,8 @@ class Rope:
 class DecoderConfig:
     """A Qwen2 decoder. Lengths are in tokens, widths in elements.
 
-    `window_layers[l]` says whether layer `l` sees only the last `sliding_window` positions.
+    `window_layers[l]` says whether layer `l` sees only the last `sliding_window` positions; empty: none does.
+    Raises ConfigError for sizes that do not fit each other.
     """
 
     vocab_size: int
@@ -56,6 +57,11 @@ class DecoderConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self):
+        sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
+        for name in (*sizes, "intermediate_size", "max_positions"):
+            size = getattr(self, name)
+            if type(size) is not int or size < 1:
+                raise ConfigError(f"{name} is {size!r}; it must be a positive integer")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_attention_heads {self.num_heads} is not a multiple of num_key_value_heads {self.num_kv_heads}"
@@ -64,8 +70,11 @@ class DecoderConfig:
             raise ConfigError(f"head_dim {self.head_dim} is odd; rotary embeddings need pairs")
         if self.window_layers and len(self.window_layers) != self.num_layers:
             raise ConfigError(f"layer_types has {len(self.window_layers)} entries for {self.num_layers} layers")
-        if any(self.window_layers) and not self.sliding_window:
-            raise ConfigError("layer_types names sliding_attention, but sliding_window is not set")
+        if any(self.window_layers) != bool(self.sliding_window):
+            raise ConfigError(
+                f"sliding_window is {self.sliding_window}, but {sum(self.window_layers)} layers are windowed; "
+                "set both or neither"
+            )
 
     @property
     def num_parameters(self) -> int:
@@ -90,8 +99,13 @@ def from_hf(hf: Mapping[str, Any]) -> DecoderConfig:
     missing = [key for key in required if hf.get(key) is None]
     if missing:
         raise ConfigError(f"config.json lacks {', '.join(missing)}")
+    wrong = [key for key in required if type(hf[key]) is not int or hf[key] < 1]
+    if wrong:
+        raise ConfigError(f"{wrong[0]} is {hf[wrong[0]]!r}; it must be a positive integer")
+    if hf.get("quantization_config"):
+        raise ConfigError("quantization_config is set; export the checkpoint to bfloat16 or float32 first")
     layers, heads = hf["num_hidden_layers"], hf["num_attention_heads"]
-    window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window", False) else None
+    window_layers = _window_layers_from_hf(hf, layers)
     max_positions = hf.get("max_position_embeddings", 32_768)
     return DecoderConfig(
         vocab_size=hf["vocab_size"],
@@ -105,20 +119,17 @@ def from_hf(hf: Mapping[str, Any]) -> DecoderConfig:
         rms_eps=float(hf.get("rms_norm_eps", 1e-6)),
         tied_embeddings=bool(hf.get("tie_word_embeddings", False)),
         rope=_rope_from_hf(hf, max_positions),
-        sliding_window=window,
-        window_layers=_window_layers_from_hf(hf, layers, window),
+        sliding_window=hf.get("sliding_window", 4096) if window_layers else None,
+        window_layers=window_layers,
         initializer_range=float(hf.get("initializer_range", 0.02)),
     )
 
 
 def _rope_from_hf(hf: Mapping[str, Any], max_positions: int) -> Rope:
-    declared = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    # Where both are given, transformers takes rope_scaling.
+    declared = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     if any(isinstance(value, Mapping) for value in declared.values()):
-        # transformers 5 may nest by layer type; Qwen2 rotates all its layers alike.
-        kinds = {str(sorted(value.items())): value for value in declared.values() if value}
-        if len(kinds) != 1:
-            raise ConfigError("rope_parameters differ between layer types; Qwen2 rotates every layer alike")
-        (declared,) = kinds.values()
+        raise ConfigError("rope_parameters are nested by layer type; Qwen2 rotates every layer alike")
     kind = declared.get("rope_type", declared.get("type", "default"))
     if kind not in ROPE_KINDS:
         raise ConfigError(f"rope type {kind!r} is not one of {', '.join(ROPE_KINDS)}")
@@ -127,7 +138,8 @@ def _rope_from_hf(hf: Mapping[str, Any], max_positions: int) -> Rope:
     theta = float(declared.get("rope_theta", hf.get("rope_theta", 10_000.0)))
     if kind == "default":
         return Rope(theta=theta)
-    original = int(declared.get("original_max_position_embeddings") or max_positions)
+    original = hf.get("original_max_position_embeddings") or declared.get("original_max_position_embeddings")
+    original = int(original or max_positions)
     factor = declared.get("factor")
     if factor is None:
         if kind != "yarn":
@@ -149,16 +161,18 @@ def _rope_from_hf(hf: Mapping[str, Any], max_positions: int) -> Rope:
     )
 
 
-def _window_layers_from_hf(hf: Mapping[str, Any], layers: int, window: int | None) -> tuple[bool, ...]:
+def _window_layers_from_hf(hf: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
     kinds = hf.get("layer_types")
-    if kinds is None:
-        first = hf.get("max_window_layers", 28)
-        return tuple(window is not None and layer >= first for layer in range(layers))
-    unknown = set(kinds) - {"full_attention", "sliding_attention"}
-    if unknown:
+    if kinds is not None and (unknown := set(kinds) - {"full_attention", "sliding_attention"}):
         raise ConfigError(f"layer_types has unsupported {sorted(unknown)}")
-    # transformers ignores layer_types' sliding entries when use_sliding_window is off: the window is None there.
-    return tuple(window is not None and kind == "sliding_attention" for kind in kinds)
+    # transformers has no window, whatever layer_types says, while use_sliding_window is off.
+    if not hf.get("use_sliding_window", False) or hf.get("sliding_window", 4096) is None:
+        return ()
+    if kinds is None:
+        windowed = tuple(layer >= hf.get("max_window_layers", 28) for layer in range(layers))
+    else:
+        windowed = tuple(kind == "sliding_attention" for kind in kinds)
+    return windowed if any(windowed) else ()
 
 
 def to_hf(config: DecoderConfig) -> dict[str, Any]:

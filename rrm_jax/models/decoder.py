@@ -9,14 +9,16 @@ along L (training: `lax.scan`) or a list of L dicts (sampling: unrolled, so that
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rrm_jax.errors import RrmError
 from rrm_jax.models import rope
-from rrm_jax.models.attention import NO_WINDOW, Backend, Spec, attend
+from rrm_jax.models.attention import BACKENDS, NO_WINDOW, Backend, Spec, attend
 from rrm_jax.models.config import DecoderConfig
 
 Params = dict[str, Any]
@@ -33,14 +35,21 @@ class Options:
     """How to run a forward pass; static, hashable.
 
     `dtype`: compute dtype (parameters are cast at use, so float32 masters can train in bfloat16).
-    `attention`: see `attention.choose_backend`. `remat`: what the backward pass recomputes, "none", "dots"
-    (keeps matmul outputs) or "full". `spec`: logical axes → PartitionSpec on the current mesh; None on one device.
+    `attention`: see `attention.choose_backend`. `remat`: what the backward pass through stacked layers recomputes,
+    "none", "dots" (keeps matmul outputs) or "full". `spec`: logical axes → PartitionSpec on the mesh that
+    `jax.set_mesh` made current; None on one device. Raises RrmError for an unknown choice.
     """
 
     dtype: Any = jnp.float32
     attention: Backend = "xla"
     remat: str = "none"
     spec: Spec | None = None
+
+    def __post_init__(self):
+        if self.attention not in BACKENDS:
+            raise RrmError(f"attention {self.attention!r} is not one of {', '.join(BACKENDS)}")
+        if self.remat not in REMAT_POLICIES:
+            raise RrmError(f"remat {self.remat!r} is not one of {', '.join(REMAT_POLICIES)}")
 
     def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
         return x if self.spec is None else jax.lax.with_sharding_constraint(x, self.spec(axes))
@@ -63,12 +72,10 @@ class View(NamedTuple):
     q_segments: jax.Array
     kv_positions: jax.Array
     kv_segments: jax.Array
-    cursor: jax.Array | None  # the cache column that the first new key is written to; None: no cache
+    cursor: Any  # the cache column that the first new key is written to; None: no cache
 
 
-def declare(
-    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], init, hf: str, sharded: tuple[str, ...] = ()
-) -> nnx.Param:
+def declare(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], init, hf: str) -> nnx.Param:
     """A parameter's one declaration: its shape, logical axes, initialiser and Hugging Face name."""
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes, hf=hf, init=init)
 
@@ -101,13 +108,10 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BTD, view: View, window, cache, options: Options):
         """Output [B, T, D] and this layer's (k, v): the new ones [B, K, T, N], or the updated cache."""
-        q_kernel, k_kernel, v_kernel, o_kernel = (
-            p[...].astype(x_BTD.dtype) for p in (self.q_kernel, self.k_kernel, self.v_kernel, self.o_kernel)
-        )
-        q_bias, k_bias, v_bias = (p[...].astype(x_BTD.dtype) for p in (self.q_bias, self.k_bias, self.v_bias))
-        q = jnp.einsum("btd,hnd->bthn", x_BTD, q_kernel) + q_bias
-        k = jnp.einsum("btd,knd->btkn", x_BTD, k_kernel) + k_bias
-        v = jnp.einsum("btd,knd->btkn", x_BTD, v_kernel) + v_bias
+        dtype = x_BTD.dtype
+        q = jnp.einsum("btd,hnd->bthn", x_BTD, self.q_kernel[...].astype(dtype)) + self.q_bias[...].astype(dtype)
+        k = jnp.einsum("btd,knd->btkn", x_BTD, self.k_kernel[...].astype(dtype)) + self.k_bias[...].astype(dtype)
+        v = jnp.einsum("btd,knd->btkn", x_BTD, self.v_kernel[...].astype(dtype)) + self.v_bias[...].astype(dtype)
         q = options.constrain(rope.rotate(q, view.cos, view.sin), "batch", None, "heads", None)
         k = rope.rotate(k, view.cos, view.sin).swapaxes(1, 2)
         v = v.swapaxes(1, 2)
@@ -122,7 +126,7 @@ class Attention(nnx.Module):
             q, k, v, view.q_positions, view.kv_positions, view.q_segments, view.kv_segments, window,
             backend="xla" if cache is not None else options.attention, spec=options.spec,
         )  # fmt: skip
-        return jnp.einsum("bthn,dhn->btd", out, o_kernel), (k, v)
+        return jnp.einsum("bthn,dhn->btd", out, self.o_kernel[...].astype(dtype)), (k, v)
 
 
 class MLP(nnx.Module):
@@ -139,13 +143,11 @@ class MLP(nnx.Module):
         )
 
     def __call__(self, x_BTD, options: Options):
-        gate_kernel, up_kernel, down_kernel = (
-            p[...].astype(x_BTD.dtype) for p in (self.gate_kernel, self.up_kernel, self.down_kernel)
-        )
-        hidden = jax.nn.silu(jnp.einsum("btd,fd->btf", x_BTD, gate_kernel)) * jnp.einsum(
-            "btd,fd->btf", x_BTD, up_kernel
-        )
-        return jnp.einsum("btf,df->btd", options.constrain(hidden, "batch", None, "mlp"), down_kernel)
+        dtype = x_BTD.dtype
+        gate = jnp.einsum("btd,fd->btf", x_BTD, self.gate_kernel[...].astype(dtype))
+        up = jnp.einsum("btd,fd->btf", x_BTD, self.up_kernel[...].astype(dtype))
+        hidden = options.constrain(jax.nn.silu(gate) * up, "batch", None, "mlp")
+        return jnp.einsum("btf,df->btd", hidden, self.down_kernel[...].astype(dtype))
 
 
 class Block(nnx.Module):
@@ -187,14 +189,15 @@ def forward(
     segments_BT,
     options: Options = Options(),
     cache: Cache | None = None,
-    cursor=None,
+    cursor: Any = None,
 ) -> tuple[jax.Array, Any]:
     """Runs the layers: final-norm hidden states [B, T, D] in the compute dtype, and the keys and values.
 
     `segments_BT` is 0 on padding and labels packed sequences 1, 2, …; positions count from 0 in each. Without a
     cache, the second result is each layer's (k, v), [B, K, T, N], as a list (unstacked parameters) or None
-    (stacked). With one, the T new tokens (one segment, never padding) are written to columns `cursor`… of the
-    cache, which is returned updated. Ask `unembed` for logits, at the positions that need them.
+    (stacked). With one (unstacked parameters only), the T new tokens (one segment, never padding) are written to
+    columns `cursor`… of the cache, which is returned updated; `cursor` + T must not exceed its capacity, which
+    would overwrite older columns unseen. Ask `unembed` for logits, at the positions that need them.
     """
     seq_len = _segment_lengths(positions_BT, segments_BT) if config.rope.kind == "dynamic" else None
     cos, sin = rope.rotations(config, positions_BT, seq_len)
@@ -203,11 +206,15 @@ def forward(
     else:
         columns = jax.lax.dynamic_update_slice(cache.positions, positions_BT, (0, cursor))
         view = View(cos, sin, positions_BT, segments_BT, columns, (columns >= 0).astype(jnp.int32), cursor)
-    x = options.constrain(params["embedding"].astype(options.dtype)[tokens_BT], "batch", None, None)
-    windows = [
-        config.sliding_window if windowed else NO_WINDOW
-        for windowed in config.window_layers or (False,) * config.num_layers
-    ]
+    x = params["embedding"].astype(options.dtype)[tokens_BT]
+    if cache is None:
+        # Each device looks its slice of D up for all the rows of its fsdp group, then slices are exchanged for rows,
+        # so that the table is never gathered. Left to itself XLA replicates x on some meshes to reshard it.
+        x = options.constrain(x, "lookup_batch", None, "embed")
+    x = options.constrain(x, "batch", None, None)
+    windowed = config.window_layers or (False,) * config.num_layers
+    windows = [(config.sliding_window if here else None) or NO_WINDOW for here in windowed]
+    last_norm = params["final_norm"], config.rms_eps
     if isinstance(params["layers"], list):
         caches = zip(cache.k, cache.v, strict=True) if cache is not None else [None] * config.num_layers
         kvs = []
@@ -217,29 +224,29 @@ def forward(
     else:
         if cache is not None:
             raise ValueError("decoding needs unstacked parameters: call unstack(params) once per hand-over")
-        x, kvs = _scan_blocks(config, params["layers"], x, view, jnp.asarray(windows, jnp.int32), options), None
-    x = rms_norm(x, params["final_norm"], config.rms_eps)
-    if cache is not None:
-        return x, Cache([k for k, _ in kvs], [v for _, v in kvs], view.kv_positions)
-    return x, kvs
+        return rms_norm(_scan_blocks(config, params["layers"], x, view, windows, options), *last_norm), None
+    x = rms_norm(x, *last_norm)
+    return x, kvs if cache is None else Cache([k for k, _ in kvs], [v for _, v in kvs], view.kv_positions)
+
+
+@functools.lru_cache(maxsize=32)
+def _block_graph(config: DecoderConfig) -> nnx.GraphDef:
+    # 9 ms a call against 0.1 ms for a merge: half the tracing time of an unrolled model when it is not kept.
+    return nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))[0]
 
 
 def _run_block(config, layer: Params, x, view: View, window, cache, options: Options):
-    graph, state = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
-    nnx.replace_by_pure_dict(state, layer)
-    return nnx.merge(graph, state)(x, view, window, cache, options)
+    return nnx.merge(_block_graph(config), layer)(x, view, window, cache, options)
 
 
-def _scan_blocks(config, layers: Params, x, view: View, windows_L, options: Options):
+def _scan_blocks(config, layers: Params, x, view: View, windows: list[int], options: Options):
     def body(x, layer_and_window):
         layer, window = layer_and_window
         return _run_block(config, layer, x, view, window, None, options)[0], None
 
-    if options.remat not in REMAT_POLICIES:
-        raise ValueError(f"remat {options.remat!r} is not one of {', '.join(REMAT_POLICIES)}")
-    if options.remat != "none":
+    if options.remat != "none":  # a scan's body is never merged with its recomputation: no barrier needed
         body = jax.checkpoint(body, policy=REMAT_POLICIES[options.remat], prevent_cse=False)
-    return jax.lax.scan(body, x, (layers, windows_L))[0]
+    return jax.lax.scan(body, x, (layers, jnp.asarray(windows, jnp.int32)))[0]
 
 
 def _segment_lengths(positions_BT, segments_BT):

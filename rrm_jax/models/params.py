@@ -39,10 +39,11 @@ def _declared(make: Callable[[nnx.Rngs], nnx.Module]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, variable in nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: make(nnx.Rngs(0))))):
         facts = variable.get_metadata()
+        *parents, name = map(str, path)
         node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = ParamSpec(tuple(variable.shape), facts["axes"], facts["init"], facts["hf"])
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = ParamSpec(tuple(variable.shape), facts["axes"], facts["init"], facts["hf"])
     return tree
 
 
@@ -95,22 +96,18 @@ def init_params(
     config: DecoderConfig, seed: int, dtype=jnp.float32, sharding: Callable[[ParamSpec], Any] | None = None
 ) -> Params:
     """Random stacked parameters, each addressed by (seed, its Hugging Face name): the same on any mesh."""
+    root = jax.random.key(seed)
 
-    @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-    def draw(init, shape, place, keys):
-        value = (
-            init(keys[0], shape, dtype) if len(keys) == 1 else jax.vmap(lambda key: init(key, shape[1:], dtype))(keys)
-        )
-        return value if place is None else jax.lax.with_sharding_constraint(value, place)
+    def key(name: str) -> jax.Array:
+        return jax.random.fold_in(root, zlib.crc32(name.encode()))
 
     def leaf(spec: ParamSpec):
-        names = [spec.hf]
-        if "{layer}" in spec.hf:
-            names = [spec.hf.format(layer=layer) for layer in range(config.num_layers)]
-        root = jax.random.key(seed)
-        keys = jnp.stack([jax.random.fold_in(root, zlib.crc32(name.encode())) for name in names])
-        value = draw(spec.init, spec.shape, sharding(spec) if sharding else None, keys)
-        return value[None] if value.ndim < len(spec.shape) else value
+        if "{layer}" not in spec.hf:
+            keys, draw = key(spec.hf), lambda key: spec.init(key, spec.shape, dtype)
+        else:
+            keys = jnp.stack([key(spec.hf.format(layer=layer)) for layer in range(config.num_layers)])
+            draw = jax.vmap(lambda key: spec.init(key, spec.shape[1:], dtype))
+        return jax.jit(draw, out_shardings=sharding(spec) if sharding else None)(keys)
 
     return jax.tree.map(leaf, param_specs(config, stacked=True), is_leaf=is_spec)
 

@@ -15,6 +15,7 @@ AXES = ("data", "fsdp", "tensor")
 RULES: dict[str, tuple[str, ...]] = {
     # activations
     "batch": ("data", "fsdp"),
+    "lookup_batch": ("data",),  # the batch of embeddings while "embed" takes the fsdp axis
     # parameters (and the activations that keep their names)
     "vocab": ("tensor",),
     "embed": ("fsdp",),
