@@ -47,10 +47,8 @@ def draw(logits_BV, keys_B, temperature_B, top_k_B, top_p_B) -> Draw:
     top-p the smallest set of most probable ones whose mass reaches top_p, at least one; tokens that tie with the
     least probable one kept are kept too. A kept token of non-zero probability is drawn, whatever the rounding.
     """
-    greedy_B = temperature_B <= 0
-    scale_B = jnp.where(greedy_B, 1.0, jnp.maximum(temperature_B, jnp.finfo(jnp.float32).tiny))
-    top_B = jnp.max(logits_BV, axis=-1)
-    floor_B = jnp.where(greedy_B, top_B, _floor(logits_BV, top_B, scale_B, top_k_B, top_p_B, greedy_B))
+    greedy_B, top_B, scale_B = _scale(logits_BV, temperature_B)
+    floor_B = lowest_kept(logits_BV, temperature_B, top_k_B, top_p_B)
 
     def weigh(logits):
         top, scale, floor = (x.reshape(-1, *(1,) * (logits.ndim - 1)) for x in (top_B, scale_B, floor_B))
@@ -94,12 +92,20 @@ def _pick(weights, uniform_B) -> jax.Array:
     return jnp.where(jnp.any(hit, axis=-1), jnp.argmax(hit, axis=-1), last).astype(jnp.int32)
 
 
-def _floor(logits_BV, top_B, scale_B, top_k_B, top_p_B, greedy_B) -> jax.Array:
-    """The smallest logit that top-k and top-p keep, float32 [B]; −inf where neither is on.
+def _scale(logits_BV, temperature_B) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Which rows are greedy, each row's largest logit, and what to divide by (1 where greedy), all [B]."""
+    greedy_B = temperature_B <= 0
+    scale_B = jnp.where(greedy_B, 1.0, jnp.maximum(temperature_B, jnp.finfo(jnp.float32).tiny))
+    return greedy_B, jnp.max(logits_BV, axis=-1), scale_B
 
-    Each is a bisection over the bit patterns of float32, so at most 32 passes find the very logit at which the
-    set is large enough; rows that do not truncate cost nothing, and with no such row the passes are skipped.
+
+def lowest_kept(logits_BV, temperature_B, top_k_B, top_p_B) -> jax.Array:
+    """A row may draw the tokens whose logits are at least this, float32 [B]: −inf without truncation.
+
+    Each of top-k and top-p is a bisection over the bit patterns of float32, so at most 32 passes find a
+    threshold with exactly the right set above it. Without a row that truncates, the passes are skipped.
     """
+    greedy_B, top_B, scale_B = _scale(logits_BV, temperature_B)
     everything_B = jnp.full_like(top_B, -jnp.inf)
     wants_k_B = (top_k_B > 0) & (top_k_B < logits_BV.shape[1]) & ~greedy_B & jnp.isfinite(top_B)
     wants_p_B = (top_p_B < 1) & ~greedy_B & jnp.isfinite(top_B)
@@ -128,7 +134,7 @@ def _floor(logits_BV, top_B, scale_B, top_k_B, top_p_B, greedy_B) -> jax.Array:
         )
 
     nucleus_B = jax.lax.cond(jnp.any(wants_p_B), by_mass, lambda: everything_B)
-    return jnp.where(wants_p_B, nucleus_B, floor_B)
+    return jnp.where(greedy_B, top_B, jnp.where(wants_p_B, nucleus_B, floor_B))
 
 
 def _bisect(compare, low_B, high_B) -> jax.Array:

@@ -17,21 +17,31 @@ from rrm_jax.sampling import engine
 from rrm_jax.sampling.distribution import id_hash
 from rrm_jax.sampling.protocol import Completion, Request
 
-_SMALLEST = 16
+_PROMPT_BUCKET, _CACHE_BUCKET, _STOP_BUCKET = 32, 64, 8  # the smallest ones
 _PREFILL_TOKENS = 1024  # enough to keep an accelerator busy; activations stay small beside the cache
 _KEPT_CHUNKS = 2
 
 Progress = Callable[[int, int], None]
 
 
-def bucket(size: int) -> int:
-    """The smallest of 16, 24, 32, 48, 64, 96, … that holds `size`: few shapes to compile, a third of waste at most."""
-    power = _SMALLEST
+def bucket(size: int, smallest: int = _PROMPT_BUCKET) -> int:
+    """The least of 32, 48, 64, 96, 128, 192, … that holds `size`: few shapes to compile, at most a third of waste."""
+    power = smallest
     while power < size:
         if power * 3 // 2 >= size:
             return power * 3 // 2
         power *= 2
     return power
+
+
+def position_limit(config: DecoderConfig) -> int:
+    """Prompt and new tokens together: a `config.json` states the length before stretching for dynamic and YaRN."""
+    rope = config.rope
+    if rope.kind == "dynamic":
+        return int(config.max_positions * rope.factor)
+    if rope.kind == "yarn":
+        return max(config.max_positions, int((rope.original_max_positions or config.max_positions) * rope.factor))
+    return config.max_positions
 
 
 class Sampler:
@@ -117,7 +127,7 @@ class Sampler:
             )
 
     def _check(self, request: Request) -> None:
-        name, prompt, limit = f"request {request.id!r}", request.prompt_ids, self.config.max_positions
+        name, prompt, limit = f"request {request.id!r}", request.prompt_ids, position_limit(self.config)
         if not prompt:
             raise RrmError(f"{name} has an empty prompt; give at least one token")
         wrong = next((token for token in prompt if not 0 <= token < self.config.vocab_size), None)
@@ -159,13 +169,12 @@ class _Run:
         ways, batch = self.sampler._ways, self.sampler.batch_size
         while batch % 2 == 0 and batch // 2 >= len(self.waiting) and (batch // 2) % ways == 0:
             batch //= 2
-        self.rows = engine.free_rows(batch, stops=8)
+        self.rows = engine.free_rows(batch, stops=_STOP_BUCKET)
         self.owner: list[Request | None] = [None] * batch
         self.drawn: list[tuple[list[int], list[float]]] = [([], []) for _ in range(batch)]
         self.slots: engine.Slots | None = None
         while self.waiting or any(self.owner):
             self._fill()
-            self._look_ahead()
             yield from self._decode_block()
 
     def _look_ahead(self) -> None:
@@ -181,6 +190,7 @@ class _Run:
                 request = self.waiting.popleft()
                 self._assign(slot, request)
                 placed.setdefault(request.prompt_ids, []).append(slot)
+        self._look_ahead()
         if not placed:
             return
         self._make_room(0)
@@ -203,7 +213,7 @@ class _Run:
         rows, decoding = self.rows, request.decoding
         stops = len(decoding.stop_ids)
         if stops > rows.stop_ids.shape[1]:
-            more = bucket(stops) - rows.stop_ids.shape[1]
+            more = bucket(stops, _STOP_BUCKET) - rows.stop_ids.shape[1]
             rows = self.rows = rows._replace(stop_ids=np.pad(rows.stop_ids, ((0, 0), (0, more)), constant_values=-1))
         rows.stop_ids[slot] = -1
         rows.stop_ids[slot, :stops] = decoding.stop_ids
@@ -241,7 +251,7 @@ class _Run:
         """Columns for every row at work, its prompt's bucket or `ahead` tokens more; fewer when half would do."""
         rows, live = self.rows, ~self.rows.done
         end = np.minimum(rows.length + rows.drawn + ahead, rows.length + rows.max_new)[live]
-        need = max(bucket(int(end.max())), *(bucket(int(n)) for n in rows.length[live]))
+        need = max(bucket(int(end.max()), _CACHE_BUCKET), bucket(int(rows.length[live].max())))
         if self.slots is None:
             self.slots = self.programs.empty(batch=len(self.owner), columns=need)
             return

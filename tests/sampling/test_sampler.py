@@ -1,0 +1,383 @@
+"""The sampler against loops over the plain forward pass, float32, on random weights where every part matters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rrm_jax.errors import RrmError
+from rrm_jax.models import decoder
+from rrm_jax.models.config import DecoderConfig, Rope
+from rrm_jax.models.decoder import Options
+from rrm_jax.models.params import is_spec as is_param_spec
+from rrm_jax.models.params import param_specs, stack, unstack
+from rrm_jax.parallel.mesh import MeshShape, make_mesh, param_sharding, partition_spec
+from rrm_jax.sampling import engine
+from rrm_jax.sampling.protocol import Decoding, Request
+from rrm_jax.sampling.sampler import Sampler, bucket
+from rrm_jax.testing import realistic_params, tiny_config
+
+CONFIG = tiny_config(max_positions=512)
+PARAMS = realistic_params(CONFIG)
+LONGEST = 192
+
+
+def make_sampler(batch_size: int = 8, config: DecoderConfig = CONFIG, params=None, **how) -> Sampler:
+    return Sampler(config, PARAMS if params is None else params, batch_size=batch_size, block=32, **how)
+
+
+def make_requests(count: int, seed: int = 0, vocab: int = CONFIG.vocab_size, **decoding) -> list[Request]:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 40, count)
+    how = Decoding(**{"temperature": 1.0, "max_new_tokens": 24} | decoding)
+    return [
+        Request(f"item-{i}", tuple(rng.integers(0, vocab, n).tolist()), how, sample=i % 3, seed=5)
+        for i, n in enumerate(lengths)
+    ]
+
+
+def run(sampler: Sampler, requests) -> dict:
+    completions = list(sampler.generate(requests))
+    assert len(completions) == len(requests)
+    return {(c.request.id, c.request.sample): c for c in completions}
+
+
+def tokens(completions: dict) -> dict:
+    return {key: completion.token_ids for key, completion in completions.items()}
+
+
+_forward = jax.jit(decoder.forward, static_argnums=(0, 5))
+
+
+def full_logits(config, params, ids) -> np.ndarray:
+    """Logits [T, V] of one sequence by the forward pass that training uses: no cache, no other row."""
+    padded = np.zeros((1, LONGEST), np.int32)
+    padded[0, : len(ids)] = ids
+    segments = (np.arange(LONGEST) < len(ids)).astype(np.int32)[None]
+    hidden, _ = _forward(config, params, padded, np.arange(LONGEST, dtype=np.int32)[None], segments, Options())
+    return np.asarray(decoder.unembed(config, params, hidden))[0, : len(ids)]
+
+
+def greedy_loop(config, params, request: Request) -> tuple[int, ...]:
+    ids = list(request.prompt_ids)
+    for _ in range(request.decoding.max_new_tokens):
+        ids.append(int(np.argmax(full_logits(config, params, ids)[-1])))
+        if ids[-1] in request.decoding.stop_ids:
+            break
+    return tuple(ids[len(request.prompt_ids) :])
+
+
+def expected_logprobs(config, params, completion) -> np.ndarray:
+    """Of the completion's tokens under the tempered, truncated distribution, by sorting, float64."""
+    prompt, drawn, how = completion.request.prompt_ids, completion.token_ids, completion.request.decoding
+    logits = full_logits(config, params, prompt + drawn)[len(prompt) - 1 : -1].astype(np.float64) / how.temperature
+    order = np.argsort(-logits, axis=-1)
+    weights = np.take_along_axis(np.exp(logits - logits.max(-1, keepdims=True)), order, axis=-1)
+    if how.top_k:
+        weights[:, how.top_k :] = 0
+    weights /= weights.sum(-1, keepdims=True)
+    weights[np.cumsum(weights, axis=-1) - weights >= how.top_p] = 0
+    weights /= weights.sum(-1, keepdims=True)
+    places = np.argsort(order, axis=-1)[np.arange(len(drawn)), drawn]
+    return np.log(weights[np.arange(len(drawn)), places])
+
+
+def test_greedy_is_the_loop_over_the_full_forward_pass():
+    requests = make_requests(11, temperature=0.0, max_new_tokens=40, stop_ids=(3, 9, 20, 31, 40))
+    found = run(make_sampler(), requests)
+    for request in requests:
+        completion = found[request.id, request.sample]
+        assert completion.token_ids == greedy_loop(CONFIG, PARAMS, request)
+        assert set(completion.logprobs) == {0.0}
+    assert {c.finish_reason for c in found.values()} == {"stop", "length"}
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"temperature": 0.6}, {"top_k": 5}, {"top_p": 0.8}, {"temperature": 1.4, "top_k": 20, "top_p": 0.9}]
+)
+def test_logprobs_are_of_the_distribution_drawn_from(how):
+    found = run(make_sampler(), make_requests(8, **how))
+    for completion in found.values():
+        expected = expected_logprobs(CONFIG, PARAMS, completion)
+        np.testing.assert_allclose(completion.logprobs, expected, atol=1e-4)
+
+
+def test_first_tokens_are_distributed_as_the_model_says():
+    requests = [Request("x", (4, 8, 15), Decoding(1.0, max_new_tokens=1), sample=i) for i in range(3000)]
+    found = run(make_sampler(batch_size=512), requests)
+    logits = full_logits(CONFIG, PARAMS, (4, 8, 15))[-1].astype(np.float64)
+    expected = np.exp(logits - logits.max())
+    expected /= expected.sum()
+    counts = np.bincount([c.token_ids[0] for c in found.values()], minlength=CONFIG.vocab_size)
+    # Standardised counts of a right sampler stay within 5 standard deviations.
+    common = expected * 3000 > 5
+    deviation = (counts - 3000 * expected) / np.sqrt(3000 * expected * (1 - expected))
+    assert common.sum() > 10
+    assert np.abs(deviation[common]).max() < 5
+
+
+def test_noise_is_addressed_by_id_sample_seed_and_position():
+    base = Request("a", (1, 2, 3), Decoding(1.5, max_new_tokens=30))
+    others = [
+        Request("b", (1, 2, 3), base.decoding),
+        Request("a", (1, 2, 3), base.decoding, sample=1),
+        Request("a", (1, 2, 3), base.decoding, seed=1),
+    ]
+    sampler = make_sampler()
+    first = [c.token_ids for c in sampler.generate([base, *others])]
+    assert len(set(first)) == 4
+    assert all(len(set(ids)) > 5 for ids in first)  # positions do not repeat one noise
+    again = {c.request: c.token_ids for c in sampler.generate([*others[::-1], base])}
+    assert [again[r] for r in (base, *others)] == first
+
+
+def test_a_sample_does_not_depend_on_its_company():
+    requests = make_requests(21, max_new_tokens=50)
+    full = run(make_sampler(batch_size=8), requests)
+    shuffled = run(make_sampler(batch_size=8), requests[::-1])
+    # Another order puts a request in another slot and beside others. The float sums are the same ones.
+    assert tokens(full) == tokens(shuffled)
+    for batch_size in (1, 32):  # other shapes: float sums may run in another order
+        other = run(make_sampler(batch_size=batch_size), requests)
+        assert tokens(other) == tokens(full)
+        for key, completion in other.items():
+            np.testing.assert_allclose(completion.logprobs, full[key].logprobs, atol=1e-4)
+
+
+def test_samples_of_one_prompt_share_its_prefill(monkeypatch):
+    sampler = make_sampler(batch_size=8)
+    prefilled = []
+    prefill = sampler._programs.prefill
+    monkeypatch.setattr(
+        sampler._programs, "prefill", lambda p, ids, n: (prefilled.append(np.array(n)), prefill(p, ids, n))[1]
+    )
+    how = Decoding(1.0, max_new_tokens=20)
+    prompts = {"a": tuple(range(5)), "b": tuple(range(9))}
+    requests = [Request(name, prompt, how, sample=i) for name, prompt in prompts.items() for i in range(11)]
+    grouped = run(sampler, requests)
+    monkeypatch.undo()
+    # 22 requests through 8 slots in several fills: each prompt once, though its group spans fills.
+    assert sorted(n for lengths in prefilled for n in lengths if n > 1) == [5, 9]
+    mixed = run(make_sampler(), requests[::2] + requests[1::2])
+    assert tokens(mixed) == tokens(grouped)
+
+
+def test_the_stop_token_is_kept_and_max_new_tokens_is_exact():
+    free = run(make_sampler(), make_requests(8, max_new_tokens=33))
+    assert all(len(c.token_ids) == len(c.logprobs) == 33 for c in free.values())
+    assert all(c.finish_reason == "length" for c in free.values())
+    stop = free["item-0", 0].token_ids[7]
+    stopped = run(make_sampler(), make_requests(8, max_new_tokens=33, stop_ids=(63, 62, stop)))
+    for key, completion in stopped.items():
+        ids = free[key].token_ids
+        ends = [at for at, token in enumerate(ids) if token in (63, 62, stop)]
+        expected = ids[: ends[0] + 1] if ends else ids
+        assert completion.token_ids == expected
+        assert completion.finish_reason == ("stop" if ends else "length")
+    assert stopped["item-0", 0].token_ids[-1] == stop
+
+
+def test_stop_ids_and_all_other_choices_are_runtime_values():
+    sampler = make_sampler(batch_size=8, config=tiny_config(max_positions=500))
+    short = [Request("a", (1, 2, 3), Decoding(1.0, max_new_tokens=10)), Request("b", (4,), Decoding(1.0, 3, 0.5, 9))]
+    first = list(sampler.generate(short))
+    # One program each: adopt, empty, prefill, place (keys and values; hidden), decode.
+    assert sampler.compilations == 6
+    how = Decoding(0.3, 7, 0.9, 5, stop_ids=tuple(range(8)))
+    list(sampler.generate([Request("c", (9,) * 16, how, 3, 4), Request("d", (2,), Decoding(0.0, max_new_tokens=2))]))
+    stop = first[0].token_ids[2]
+    again = list(
+        sampler.generate([Request("a", (1, 2, 3), Decoding(1.0, max_new_tokens=10, stop_ids=(stop,))), short[1]])
+    )
+    assert {c.request.id: c.token_ids for c in again}["a"][-1] == stop
+    sampler.update(PARAMS)
+    assert sampler.compilations == 6
+    # A longer one grows the cache 64 → 96 → 128 columns: a resize and a decode program for each.
+    list(sampler.generate([Request("a", (1, 2, 3), Decoding(1.0, max_new_tokens=120)), short[1]]))
+    assert sampler.compilations == 10
+
+
+@pytest.mark.parametrize("prompt", [(0,), (0, 0, 0), (5, 0, 0), (0, 5), (5,), (0, 7, 0, 0, 7, 0)])
+def test_no_token_id_is_taken_for_padding(prompt):
+    config = tiny_config(vocab_size=8, max_positions=512)
+    params = realistic_params(config)
+    # id 0 is what the sampler pads with and, in this vocabulary of 8, is drawn all the time.
+    greedy = Request("g", prompt, Decoding(0.0, max_new_tokens=30, stop_ids=()))
+    drawn = Request("t", prompt, Decoding(1.5, max_new_tokens=60))
+    found = run(make_sampler(config=config, params=params), [greedy, drawn, *make_requests(5, vocab=8)])
+    assert found["g", 0].token_ids == greedy_loop(config, params, greedy)
+    completion = found["t", 0]
+    assert 0 in completion.token_ids[:-1]
+    assert len(completion.token_ids) == 60
+    np.testing.assert_allclose(completion.logprobs, expected_logprobs(config, params, completion), atol=1e-4)
+
+
+def test_update_takes_the_weights_it_is_given():
+    other = realistic_params(CONFIG, seed=1)
+    sampler, fresh = make_sampler(), make_sampler(params=other)
+    requests = make_requests(8)
+    before = run(sampler, requests)
+    assert sampler.version == 0
+    under_way = sampler.generate(requests)
+    started = next(under_way)
+    sampler.update(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), other))
+    assert sampler.version == 1
+    assert tokens(run(sampler, requests)) == tokens(run(fresh, requests)) != tokens(before)
+    rest = {(c.request.id, c.request.sample): c for c in [started, *under_way]}
+    assert tokens(rest) == tokens(before)
+    sampler.update(unstack(PARAMS))
+    assert tokens(run(sampler, requests)) == tokens(before)
+
+
+def test_update_casts_and_keeps_nothing_of_the_givers_buffers():
+    options = Options(dtype=jnp.bfloat16)
+    sampler = make_sampler(options=options)
+    given = jax.tree.map(jnp.asarray, PARAMS)
+    sampler.update(given)
+    listed = unstack(jax.tree.map(lambda x: x.astype(jnp.bfloat16), given))
+    sampler.update(listed)
+    for leaf in [*jax.tree.leaves(given), *jax.tree.leaves(listed)]:
+        leaf.delete()  # as donating them to a training step would
+    assert {x.dtype for x in jax.tree.leaves(sampler._params)} == {jnp.dtype(jnp.bfloat16)}
+    assert len(run(sampler, make_requests(3))) == 3
+
+
+def test_the_cache_is_donated():
+    sampler = make_sampler(batch_size=2)
+    programs = sampler._programs
+    slots = programs.empty(batch=2, columns=64)
+    rows = engine.free_rows(2, stops=8)
+    bytes_of_cache = sum(x.nbytes for x in (*slots.k, *slots.v))
+    placed, _ = programs.decode_block(sampler._params, slots, rows, 32, 0, steps=32)
+    assert all(x.is_deleted() for x in (*slots.k, *slots.v))
+    del placed
+    slots = programs.empty(batch=2, columns=64)
+    compiled = jax.jit(
+        lambda params, slots, rows: engine._decode_block(CONFIG, Options(), params, slots, rows, 32, 0, steps=32),
+        donate_argnums=1,
+    )
+    memory = compiled.lower(sampler._params, slots, rows).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= bytes_of_cache
+
+
+def test_a_row_that_turns_nan_is_named_and_the_others_go_on():
+    # Token 1 has a NaN embedding: only rows that read it are harmed. No one draws it: the tables are not tied.
+    broken = {**PARAMS, "embedding": np.array(PARAMS["embedding"]), "lm_head": np.array(PARAMS["lm_head"])}
+    broken["embedding"][1], broken["lm_head"][1] = np.nan, 0
+    how = Decoding(0.0, max_new_tokens=12)
+    good = [Request(f"good-{i}", (3, 4, 5 + i), how) for i in range(12)]
+    bad = [Request("bad one", (2, 1, 2), how), Request("bad two", (1,), how, sample=4)]
+    found = []
+    stream = make_sampler(params=broken).generate([*bad, *good])
+    with pytest.raises(RrmError, match=r"2 request.*'bad one' \(sample 0\), 'bad two' \(sample 4\)"):
+        found.extend(stream)
+    # Twelve through eight slots: some were served by a slot that had held a bad row.
+    assert {c.request.id: c.token_ids for c in found} == {r.id: greedy_loop(CONFIG, broken, r) for r in good}
+
+
+def test_requests_are_taken_lazily():
+    taken = []
+
+    def endless():
+        for i in range(10_000):
+            taken.append(i)
+            yield Request(f"r{i}", (1 + i % 5, 2), Decoding(1.0, max_new_tokens=1 + i % 7))
+
+    stream = make_sampler(batch_size=8).generate(endless())
+    assert taken == []
+    for _ in range(6):
+        next(stream)
+    assert len(taken) < 24
+    assert list(make_sampler().generate([])) == []
+
+
+def test_progress_counts_completions_and_tokens():
+    seen = []
+    found = run(make_sampler(progress=lambda done, tokens: seen.append((done, tokens))), make_requests(9))
+    assert seen[-1] == (9, sum(len(c.token_ids) for c in found.values()))
+    assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt_ids": ()}, "empty prompt"),
+        ({"prompt_ids": (1, 64)}, "prompt id 64 is outside the vocabulary of 64"),
+        ({"prompt_ids": (1, -1)}, "prompt id -1"),
+        (
+            {"prompt_ids": (1,) * 500, "decoding": Decoding(max_new_tokens=30)},
+            "512 positions by 18; lower max_new_tokens",
+        ),
+        ({"seed": -1}, "seed -1"),
+        ({"sample": 1 << 32}, "sample 4294967296"),
+    ],
+)
+def test_unservable_requests_are_refused_before_anything_is_drawn(change, message):
+    good = Request("good", (1, 2), Decoding(max_new_tokens=3))
+    bad = Request(**{"id": "odd", "prompt_ids": (1,), "decoding": good.decoding} | change)
+    with pytest.raises(RrmError, match=rf"'odd'.*{message}"):
+        next(make_sampler().generate([good, bad]))
+
+
+def test_wrong_construction_is_refused():
+    with pytest.raises(RrmError, match="batch_size"):
+        make_sampler(batch_size=0)
+    with pytest.raises(RrmError, match="mesh together"):
+        make_sampler(options=Options(spec=partition_spec))
+
+
+def test_dynamic_rope_grows_past_the_trained_length_as_cached_decoding_does():
+    config = tiny_config(max_positions=32, rope=Rope(kind="dynamic", factor=4.0))
+    params = jax.tree.map(jnp.asarray, unstack(PARAMS))
+    requests = make_requests(5, seed=2, temperature=0.0, max_new_tokens=60)
+    found = run(make_sampler(config=config), requests)
+    plain = run(make_sampler(), requests)
+    begin = jax.jit(decoder.prefill, static_argnums=(0, 4))
+    step = jax.jit(decoder.decode, static_argnums=0)
+    for request in requests:
+        length = len(request.prompt_ids)
+        ids, n = np.zeros((1, 64), np.int32), np.array([length], np.int32)
+        ids[0, :length] = request.prompt_ids
+        hidden, cache = begin(config, params, ids, n, LONGEST)
+        expected = []
+        for at in range(60):
+            expected.append(int(jnp.argmax(decoder.unembed(config, params, hidden)[0])))
+            hidden, cache = step(config, params, cache, jnp.int32(expected[-1:]), n + at, 64 + at)
+        assert found[request.id, request.sample].token_ids == tuple(expected)
+    assert tokens(found) != tokens(plain)  # so the stretch did matter
+
+
+def test_eight_devices_agree_with_one():
+    mesh = make_mesh(MeshShape(2, 2, 2))
+    spread = make_sampler(batch_size=6, mesh=mesh, options=Options(spec=partition_spec))
+    assert spread.batch_size == 8
+    greedy = make_requests(11, temperature=0.0, max_new_tokens=40, stop_ids=(3,))
+    drawn = make_requests(11, seed=1, temperature=0.7, top_p=0.9)
+    single = make_sampler()
+    assert tokens(run(spread, greedy)) == tokens(run(single, greedy))
+    expected, found = run(single, drawn), run(spread, drawn)
+    assert tokens(found) == tokens(expected)
+    for key, completion in found.items():
+        np.testing.assert_allclose(completion.logprobs, expected[key].logprobs, atol=1e-4)
+    # New weights as the trainer keeps them: stacked, sharded over fsdp and tensor.
+    other = realistic_params(CONFIG, seed=1)
+    specs = param_specs(CONFIG, stacked=True)
+    trained = jax.tree.map(lambda s, x: jax.device_put(x, param_sharding(mesh, s)), specs, other, is_leaf=is_param_spec)
+    before = spread.compilations
+    spread.update(trained)
+    assert spread.compilations - before == 1
+    assert tokens(run(spread, greedy)) == tokens(run(make_sampler(params=other), greedy)) != tokens(expected)
+    kernel = spread._params["layers"][0]["attention"]["q_kernel"]
+    assert kernel.sharding.spec == partition_spec(("heads", None, None))
+
+
+def test_arrays_in_place_are_used_as_they_are():
+    listed = jax.tree.map(jnp.asarray, unstack(PARAMS))
+    assert make_sampler(params=listed)._params is listed
+    assert make_sampler(params=stack(listed))._params is not listed
+
+
+def test_buckets_are_few_and_waste_at_most_a_third():
+    sizes = {bucket(n) for n in range(1, 4097)}
+    assert sizes == {32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096}
+    assert all(n <= bucket(n) <= max(32, n * 3 / 2) for n in range(1, 4097))
