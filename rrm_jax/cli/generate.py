@@ -1,0 +1,200 @@
+"""`rrm generate`: completions for a file of prompts."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rrm_jax.cli.loading import BatchSize, Dtype, Mesh, Model, Strict
+
+if TYPE_CHECKING:
+    from rrm_jax.data.tokenizer import Tokenizer
+    from rrm_jax.sampling.protocol import Completion
+
+
+def command(
+    model: Model,
+    prompts: Annotated[Path, typer.Option(help="JSONL: id, and prompt (text) or prompt_ids (token ids).")],
+    out: Annotated[Path, typer.Option(help="JSONL of completions. OUT.run.json stands beside it.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="Samples a prompt.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of sampling.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6,
+    top_p: Annotated[float, typer.Option(max=1.0, help="In (0, 1]: draw from the most probable tokens.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from this many most probable tokens; 0: from all.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 8192,
+    batch_size: BatchSize = 32,
+    dtype: Dtype = "auto",
+    mesh: Mesh = "data=1,fsdp=-1,tensor=1",
+    strict: Strict = False,
+) -> None:
+    """Complete prompts with a model.
+
+    A prompt's text goes to the model exactly as it is given, with no chat template; it is trusted: control tokens
+    that it spells are control tokens. Where the tokenizer has a BOS and the text does not begin with it, one is put
+    in front. prompt_ids are taken as they are, and need no tokenizer.
+
+    Each row of OUT is {id, sample, text, token_ids, logprobs, finish_reason, content}. text and token_ids hold the
+    end token when there is one (finish_reason "stop", else "length"); text is null without a tokenizer; logprobs are
+    of the tempered, truncated distribution that each token was drawn from; content is a digest of the prompt. Rows
+    come as they are completed; what a (seed, id, sample) draws does not depend on the other rows.
+
+    Killed and started again with the same settings it goes on where it was; --n may be raised. Rows that are
+    malformed or leave no room for the completion are reported and passed over (exit code 1).
+
+    \b
+    Example:
+      rrm generate --model runs/judge --prompts prompts.jsonl --out completions.jsonl --n 4 --max-new-tokens 512
+    """
+    from rrm_jax.checkpoints.sources import open_source
+    from rrm_jax.cli.loading import Progress, check_rows, open_model, open_tokenizer, parse_dtype, parse_mesh, warn
+    from rrm_jax.data.jsonl import AppendLog, Reader
+    from rrm_jax.data.records import Unique
+    from rrm_jax.errors import RrmError
+    from rrm_jax.provenance import write_provenance
+    from rrm_jax.sampling.protocol import Decoding, Request
+    from rrm_jax.sampling.sampler import position_limit
+
+    parse_mesh(mesh)
+    source, tokenizer = open_source(model), open_tokenizer(model, required=False)
+    for note in source.notes:
+        warn(note)
+    stop_ids = tokenizer.stop_ids if tokenizer else _stop_ids(source.assets)
+    try:
+        decoding = Decoding(temperature, top_k, top_p, max_new_tokens, stop_ids)
+    except ValueError as error:
+        raise RrmError(str(error)) from None
+    room = position_limit(source.config) - max_new_tokens
+    if room < 1:
+        raise RrmError(
+            f"--max-new-tokens {max_new_tokens} leaves no room for a prompt: the model has "
+            f"{position_limit(source.config)} positions"
+        )
+    parse = prompt_parser(tokenizer, source.config.vocab_size, room)
+    contents: dict[str, str] = {}
+    skipped = check_rows(prompts, Unique(parse), strict, lambda row: contents.update({row.id: row.content}))
+    settings = {
+        "model": f"{source.fingerprint()} in {parse_dtype(dtype).name}",
+        "tokenizer": tokenizer.fingerprint if tokenizer else None,
+        "decoding": dataclasses.asdict(decoding) | {"stop_ids": list(stop_ids)},
+    }
+    facts = out.with_name(out.name + ".run.json")
+    with AppendLog(out) as log:
+        done: dict[Any, Any] = {(row.get("id"), row.get("sample")): row.get("content") for row in log.rows()}
+        if done:
+            _check_settings(out, facts, settings | {"seed": seed})
+        for (row_id, _), content in done.items():
+            if contents.get(row_id, content) != content:
+                raise RrmError(f"{out}: the row with id {row_id!r} completes another prompt; choose another --out")
+        write_provenance(facts, config=settings | {"n": n}, seed=seed, inputs={"prompts": prompts})
+        wanted = {(row_id, sample) for row_id in contents for sample in range(n)}
+        progress = Progress("generating", len(wanted))
+
+        def requests() -> Iterator[Request]:
+            for _, row in Reader(prompts, Unique(parse)):
+                for sample in range(n):
+                    if (row.id, sample) not in done:
+                        yield Request(row.id, row.ids, decoding, sample, seed)
+
+        with progress:
+            progress.begin(len(done.keys() & wanted))
+            if not wanted <= done.keys():  # else no weight need be read
+                sampler, _, _ = open_model(
+                    model, mesh, dtype, batch_size, needs_tokenizer=False, progress=progress.tokens
+                )
+                for completion in sampler.generate(requests()):
+                    log.append(_row(completion, tokenizer, contents[completion.request.id]))
+                    progress.advance()
+        if foreign := len(done.keys() - wanted):
+            warn(f"{out} also holds {foreign} row(s) that are not asked for now")
+    print(f"completions: {len(wanted)} ({len(wanted - done.keys())} drawn now) of {len(contents)} prompts")
+    if skipped:
+        warn(f"{skipped} row(s) of {prompts} were skipped")
+        raise typer.Exit(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedPrompt:
+    """`content` is a digest of the ids."""
+
+    id: str
+    ids: tuple[int, ...]
+    content: str
+
+
+def prompt_parser(
+    tokenizer: "Tokenizer | None", vocab_size: int, longest: int
+) -> Callable[[dict[str, Any]], EncodedPrompt]:
+    """Rows → prompts that a model can complete; RowError for the others."""
+    import hashlib
+
+    from rrm_jax.data.jsonl import RowError
+    from rrm_jax.data.records import parse_prompt
+
+    def parse(row: dict[str, Any]) -> EncodedPrompt:
+        record = parse_prompt(row)
+        if record.prompt_ids is not None:
+            ids = list(record.prompt_ids)
+        elif tokenizer is None:
+            raise RowError("the model's directory has no tokenizer, so the prompt must be given as 'prompt_ids'")
+        else:
+            ids = tokenizer.encode_control(record.prompt or "")
+            if tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
+                ids.insert(0, tokenizer.bos_id)
+        if not ids:
+            raise RowError("the prompt is empty, and the model has no BOS to begin with")
+        if len(ids) > longest:
+            raise RowError(
+                f"the prompt has {len(ids)} tokens, and at most {longest} leave room for --max-new-tokens; "
+                "shorten it or lower that"
+            )
+        if max(ids) >= vocab_size:
+            raise RowError(f"token id {max(ids)} is outside the model's vocabulary of {vocab_size}")
+        digest = hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()
+        return EncodedPrompt(record.id, tuple(ids), digest[:32])
+
+    return parse
+
+
+def _stop_ids(assets: Path) -> tuple[int, ...]:
+    """A model's end tokens where there is no tokenizer to say them."""
+    import json
+
+    stops: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        if (assets / name).is_file():
+            eos = json.loads((assets / name).read_text(encoding="utf-8")).get("eos_token_id")
+            stops.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    return tuple(sorted(stops))
+
+
+def _check_settings(out: Path, facts: Path, settings: dict[str, Any]) -> None:
+    """Rows that were drawn under other settings are not gone on with."""
+    import json
+
+    from rrm_jax.errors import RrmError
+
+    if not facts.is_file():
+        raise RrmError(f"{out} exists, but not {facts}, so it cannot be gone on with; choose another --out")
+    try:
+        before = json.loads(facts.read_text(encoding="utf-8"))
+        earlier = before["config"] | {"seed": before["seed"]}
+    except (ValueError, KeyError, TypeError):
+        raise RrmError(f"{facts} is damaged, so {out} cannot be gone on with; choose another --out") from None
+    changed = [key for key in settings if earlier.get(key) != settings[key]]
+    if changed:
+        lines = "".join(f"\n  {key}: was {earlier.get(key)!r}, is now {settings[key]!r}" for key in changed)
+        raise RrmError(f"{out} was begun with other settings; choose another --out, or give the same:{lines}")
+
+
+def _row(completion: "Completion", tokenizer: "Tokenizer | None", content: str) -> dict[str, Any]:
+    return {
+        "id": completion.request.id,
+        "sample": completion.request.sample,
+        "text": tokenizer.decode(completion.token_ids) if tokenizer else None,
+        "token_ids": list(completion.token_ids),
+        "logprobs": list(completion.logprobs),
+        "finish_reason": completion.finish_reason,
+        "content": content,
+    }
