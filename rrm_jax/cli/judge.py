@@ -41,8 +41,7 @@ def command(
 
     Each row of OUT is {id, winner, votes: [{order, verdict, text, tokens, finish_reason, truncated_input}], content},
     with label and correct where the pair has a label. winner and verdict are 1, 2, or null: no majority, or no valid
-    verdict; an order of "21" showed response_2 first. Rows come as they are completed, so their order may vary;
-    their content depends on the inputs and settings alone.
+    verdict; an order of "21" showed response_2 first. Rows come as they are completed, in any order.
 
     Killed and started again with the same settings it goes on where it was: every vote is kept in OUT.votes.jsonl
     as it comes. Malformed rows are reported and passed over (exit code 1).
@@ -95,7 +94,7 @@ def command(
         raise RrmError(f"{out} exists, but not {votes_path}, so it cannot be gone on with; choose another --out")
     with VoteLog(votes_path, judge.settings) as log, AppendLog(out) as rows:
         done = {row.get("id"): row.get("content") for row in rows.rows()}
-        for pair_id in done.keys() & digests.keys():
+        for pair_id in digests.keys() & done.keys():
             if done[pair_id] != digests[pair_id]:
                 raise RrmError(f"{out}: the row with id {pair_id!r} was judged on other text; choose another --out")
         inputs: dict[str, str | Path] = {"pairs": pairs}

@@ -42,7 +42,8 @@ class Tokenizer:
         import tokenizers
 
         self._name, self._chat_template = name, chat_template
-        self._compiled: jinja2.Template | None = None
+        self._nonce = secrets.token_hex(16)
+        self._rendered: dict[tuple[str, ...], list[str]] = {}
         try:
             self._full = tokenizers.Tokenizer.from_str(definition)
             plain = json.loads(definition)
@@ -162,7 +163,7 @@ class Tokenizer:
 
         Raises RrmError without a chat template, or when the template does not show each message exactly once.
         """
-        parts = self._render(messages)
+        parts = self._parts(messages)
         parts.append((self._missing(suffix, parts[-1][0]), True))
         ids: list[int] = []
         ordinary = ""
@@ -195,36 +196,39 @@ class Tokenizer:
                 return suffix[size:]
         return suffix
 
-    def _render(self, messages: Sequence[tuple[str, str]]) -> list[tuple[str, bool]]:
+    def _parts(self, messages: Sequence[tuple[str, str]]) -> list[tuple[str, bool]]:
         """The prompt as (text, is it the template's own) parts; the last is the template's own."""
-        # Nothing that a response holds can equal a name drawn after it was written.
-        nonce = secrets.token_hex(16)
-        names = [f"x{nonce}x{at}x" for at in range(len(messages))]
-        shown = [{"role": role, "content": name} for (role, _), name in zip(messages, names, strict=True)]
-        try:
-            text = self._template().render(messages=shown, add_generation_prompt=True, **self._special)
-        except RrmError:
-            raise
-        except Exception as error:  # the template is a program from the model's directory
-            raise RrmError(f"{self._name}: the chat template fails: {error}") from None
-        pieces = re.split(f"x{nonce}x([0-9]+)x", text)
-        if sorted(map(int, pieces[1::2])) != list(range(len(messages))):
-            roles = ", ".join(role for role, _ in messages)
-            raise RrmError(f"{self._name}: the chat template does not show each of the messages ({roles}) exactly once")
-        parts = [(pieces[0], True)]
-        for at, own in zip(pieces[1::2], pieces[2::2], strict=True):
+        roles = tuple(role for role, _ in messages)
+        if roles not in self._rendered:
+            self._rendered[roles] = self._render(roles)
+        first, *rest = self._rendered[roles]
+        parts = [(first, True)]
+        for at, own in zip(rest[::2], rest[1::2], strict=True):
             parts += [(messages[int(at)][1], False), (own, True)]
         return parts
 
-    def _template(self) -> "jinja2.Template":
-        if self._compiled is None:
-            if self._chat_template is None:
-                raise RrmError(
-                    f"{self._name} has no chat template (chat_template.jinja, or chat_template in "
-                    "tokenizer_config.json), so a conversation cannot be written for it"
-                )
-            self._compiled = _compile(self._chat_template)
-        return self._compiled
+    def _render(self, roles: Sequence[str]) -> list[str]:
+        """The template's own text, a message's number, the text between, … and its text at the end.
+
+        The template is given placeholders, so that contents never meet it: nothing in them can be taken for its own.
+        """
+        if self._chat_template is None:
+            raise RrmError(
+                f"{self._name} has no chat template (chat_template.jinja, or chat_template in "
+                "tokenizer_config.json), so a conversation cannot be written for it"
+            )
+        shown = [{"role": role, "content": f"x{self._nonce}x{at}x"} for at, role in enumerate(roles)]
+        try:
+            template = _compile(self._chat_template)
+            text = template.render(messages=shown, add_generation_prompt=True, **self._special)
+        except Exception as error:  # the template is a program from the model's directory
+            raise RrmError(f"{self._name}: the chat template fails: {error}") from None
+        pieces = re.split(f"x{self._nonce}x([0-9]+)x", text)
+        if sorted(map(int, pieces[1::2])) != list(range(len(roles))):
+            raise RrmError(
+                f"{self._name}: the chat template does not show each of the messages ({', '.join(roles)}) exactly once"
+            )
+        return pieces
 
 
 def _compile(chat_template: str) -> "jinja2.Template":

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rrm_jax.data.records import Pair
 from rrm_jax.data.tokenizer import Tokenizer
-from rrm_jax.judging.prompt import encode_prompt, fit, strip_thinking
+from rrm_jax.judging.prompt import Fitted, fit, strip_thinking
 from rrm_jax.judging.store import VoteLog, VoteRecord
 from rrm_jax.judging.template import Template
 from rrm_jax.judging.verdict import Verdict, verdict_of_completion, written_ids
@@ -178,9 +178,9 @@ class Judge:
             responses = [pair.response_1, pair.response_2]
             if not self._keep_thinking:
                 responses = [strip_thinking(response) for response in responses]
-            fitted: Sequence[str] | None = None
+            fitted: Fitted | None = None
             for at, (order, vote) in enumerate(pending.plan):
-                request_id = _digest([pair.query, *_arranged(responses, order)])
+                request_id = _digest([pair.query, *(responses if order == "12" else responses[::-1])])
                 key = self._key(request_id, vote)
                 if log is not None and (record := log.get(key)) is not None:
                     pending.put(at, record, ready)
@@ -189,16 +189,11 @@ class Judge:
                     waiting[key].append((pending, at))
                     continue
                 if fitted is None:
-                    fitted, pending.truncated = fit(
-                        self._template,
-                        self._tokenizer,
-                        (pair.query, *responses),
-                        self._max_prompt_tokens,
-                        self._thinking,
-                    )
+                    texts = (pair.query, *responses)
+                    fitted = fit(self._template, self._tokenizer, texts, self._max_prompt_tokens, self._thinking)
+                    pending.truncated = fitted.truncated
                 waiting[key] = [(pending, at)]
-                texts = [fitted[0], *_arranged(fitted[1:], order)]
-                ids = encode_prompt(self._template, self._tokenizer, texts, self._thinking)
+                ids = fitted.ids if order == "12" else fitted.turned_ids
                 yield Request(request_id, tuple(ids), self._decoding, vote, self._seed)
 
     def _plan(self, pair: Pair) -> list[tuple[Shown, int]]:
@@ -219,10 +214,6 @@ class Judge:
             finish_reason=completion.finish_reason,
             truncated_input=truncated,
         )
-
-
-def _arranged(responses: Sequence[str], order: Shown) -> Sequence[str]:
-    return responses if order == "12" else responses[::-1]
 
 
 class _Pending:

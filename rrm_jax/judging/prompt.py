@@ -1,6 +1,7 @@
 """What the judge is shown: two responses to a query, thinking removed, cut to fit, in a template."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from rrm_jax.data.tokenizer import END_THINK, Tokenizer
@@ -43,24 +44,35 @@ def build_prompt(
 
     The texts are shown as they are given (see `strip_thinking`). See `fit` for what is cut when they are too long.
     """
-    texts, cut = fit(template, tokenizer, (query, response_1, response_2), max_prompt_tokens, thinking)
-    return JudgePrompt(encode_prompt(template, tokenizer, texts, thinking), cut)
+    fitted = fit(template, tokenizer, (query, response_1, response_2), max_prompt_tokens, thinking)
+    return JudgePrompt(fitted.ids, fitted.truncated)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """(query, response_1, response_2) as they are shown, whether any was cut, and the prompt's ids with the responses
+    in this order and in the other."""
+
+    texts: tuple[str, str, str]
+    truncated: bool
+    ids: list[int]
+    turned_ids: list[int]
 
 
 def fit(
     template: Template, tokenizer: Tokenizer, texts: Sequence[str], max_prompt_tokens: int, thinking: bool
-) -> tuple[tuple[str, str, str], bool]:
-    """(query, response_1, response_2) cut to fit in either order of the responses, and whether any was cut.
+) -> Fitted:
+    """Cuts (query, response_1, response_2) so that the prompt fits, in either order of the responses.
 
     A response keeps its last `(max_prompt_tokens − 200) // 2` tokens. Where that is still too much, because the
     query and the template need more than 200, the longest of the three texts lose their beginnings, down to one
     common length, until the prompt fits: a short query is never cut for the sake of long responses. Cuts are
-    made between tokens and never inside a character. Each text is encoded once, however long it is. A limit of
+    made between tokens and never inside a character. No text is encoded again as a whole once it is cut. A limit of
     at most 200 has no such halves, and only the second rule applies.
 
     Raises RrmError when the template alone is too long.
     """
-    fixed = len(encode_prompt(template, tokenizer, ("", "", ""), thinking))
+    fixed = _fixed_tokens(template, tokenizer, thinking)
     if fixed >= max_prompt_tokens:
         raise RrmError(
             f"max_prompt_tokens {max_prompt_tokens} is too small: the template {template.name!r} alone takes {fixed}"
@@ -71,13 +83,13 @@ def fit(
     room = max_prompt_tokens - fixed
     while True:
         level = _level(lengths, room)
-        query, *responses = (end.last(min(length, level)) for end, length in zip(ends, lengths, strict=True))
-        shown = query, responses[0], responses[1]
+        query, one, two = (end.last(min(length, level)) for end, length in zip(ends, lengths, strict=True))
+        ids = _encode(template, tokenizer, query, one, two, thinking)
+        turned = ids if one == two else _encode(template, tokenizer, query, two, one, thinking)
         # Cutting may change how the tokens near the cut, and near the template's words, merge.
-        orders = {shown, (query, responses[1], responses[0])}
-        excess = max(len(encode_prompt(template, tokenizer, order, thinking)) for order in orders) - max_prompt_tokens
+        excess = max(len(ids), len(turned)) - max_prompt_tokens
         if excess <= 0:
-            return shown, shown != tuple(texts)
+            return Fitted((query, one, two), (query, one, two) != tuple(texts), ids, turned)
         room = min(room, sum(min(length, level) for length in lengths)) - excess
 
 
@@ -108,8 +120,11 @@ class _Ends:
         return ""
 
 
-def encode_prompt(template: Template, tokenizer: Tokenizer, texts: Sequence[str], thinking: bool) -> list[int]:
-    """Token ids of the prompt that shows (query, response_1, response_2) as they are."""
-    query, response_1, response_2 = texts
-    messages = [("system", template.system), ("user", template.fill(query, response_1, response_2))]
+@functools.lru_cache(maxsize=8)
+def _fixed_tokens(template: Template, tokenizer: Tokenizer, thinking: bool) -> int:
+    return len(_encode(template, tokenizer, "", "", "", thinking))
+
+
+def _encode(template: Template, tokenizer: Tokenizer, query: str, one: str, two: str, thinking: bool) -> list[int]:
+    messages = [("system", template.system), ("user", template.fill(query, one, two))]
     return tokenizer.encode_chat(messages, template.prefix(thinking))

@@ -1,10 +1,12 @@
 """The vote log: what has been judged is never judged again, however often the job is killed and started."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rrm_jax.data.jsonl import AppendLog
 from rrm_jax.errors import RrmError
@@ -29,12 +31,13 @@ class VoteLog:
 
     A key is a digest of all that a vote depends on (see `Judge`), not of where it stood in some file, so one log
     serves any number of comparisons. Records stay on disk; only keys and offsets are held in memory.
-    Opening a log under other settings raises RrmError that says which differ.
+    Opening a log under other settings raises RrmError that says which differ; so does one that is being written.
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any]):
         self.path = Path(path)
         self._offsets: dict[str, int] = {}
+        self._reader = _open_locked(self.path)
         self._log = AppendLog(self.path)
         with open(self.path, "rb") as file:
             header = self._row(file.readline(), 1) if file.peek(1) else None
@@ -46,7 +49,6 @@ class VoteLog:
                 number, at = number + 1, at + len(line)
         if header is None:
             self._log.append({"settings": dict(settings)})
-        self._reader = open(self.path, "rb")  # noqa: SIM115
 
     def _row(self, line: bytes, number: int) -> dict[str, Any]:
         try:
@@ -94,3 +96,19 @@ class VoteLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _open_locked(path: Path) -> IO[bytes]:
+    """For reading, made if need be; the lock is held until the file is closed or the process ends."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab+")  # noqa: SIM115
+    except OSError as error:
+        raise RrmError(f"cannot write {path}: {error.strerror or error}") from None
+    with contextlib.suppress(OSError):  # not every file system has locks
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise RrmError(f"{path} is being written by another run; wait for it, or choose another output") from None
+    return file

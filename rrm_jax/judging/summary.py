@@ -18,9 +18,9 @@ class Summary:
     tokens: int = 0
     labelled: int = 0
     credit: float = 0.0
-    agreeing: int = 0  # votes that name the same response in both orders …
-    both_valid: int = 0  # … of those that have a valid verdict in both …
-    both_orders: int = 0  # … of those that were asked in both
+    both_orders: int = 0  # votes that were asked in both orders; of them:
+    both_valid: int = 0  # have a valid verdict in both
+    agreeing: int = 0  # name the same response in both
 
     def add(self, row: Mapping[str, Any], both_orders: bool) -> None:
         self.pairs += 1
@@ -55,14 +55,9 @@ class Summary:
                 "(no winner counts 0.5)"
             )
         if self.both_orders:
-            rate = (
-                f"{self.agreeing / self.both_valid:.4f} = {self.agreeing} / {self.both_valid}"
-                if self.both_valid
-                else "–"
-            )
             lines.append(
-                f"order consistency: {rate} votes with a valid verdict in both orders "
-                f"(of {self.both_orders} asked in both)"
+                f"order consistency: {self.agreeing / self.both_orders:.4f} = {self.agreeing} / {self.both_orders} "
+                f"votes name the same response in both orders (valid in both: {self.both_valid})"
             )
         return lines
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_generator import FakeGenerator, Killed, coin, prefers
 
 from rrm_jax.data.records import Pair
 from rrm_jax.data.tokenizer import Tokenizer
@@ -16,6 +15,7 @@ from rrm_jax.judging.store import VoteLog, VoteRecord
 from rrm_jax.judging.summary import summarise
 from rrm_jax.judging.template import Template
 from rrm_jax.sampling.protocol import Completion, Decoding, Request
+from tests.judging.fake_generator import FakeGenerator, Killed, coin, prefers
 
 PAIRS = [Pair(f"p{at}", f"question {at}", f"good {at}", f"bad {at}", label=1) for at in range(6)]
 PAIRS += [Pair("swapped", "q", "bad", "good", label=2), Pair("unlabelled", "q", "bad one", "good one")]
@@ -302,6 +302,13 @@ def test_a_damaged_or_foreign_log_is_refused(tmp_path: Path):
         VoteLog(path, {"a": 1})
 
 
+def test_one_writer_at_a_time(tmp_path: Path):
+    path = tmp_path / "new" / "log.jsonl"
+    with VoteLog(path, {}), pytest.raises(RrmError, match="written by another run"):
+        VoteLog(path, {})
+    VoteLog(path, {}).close()
+
+
 def test_summary(letters, short):
     """By hand: 4 pairs in both orders; votes as listed, each pair's label is 1."""
     verdicts = {"p0": [1, 1], "p1": [1, 2], "p2": [None, 2], "p3": [None, None]}
@@ -320,5 +327,5 @@ def test_summary(letters, short):
     assert (summary.agreeing, summary.both_valid, summary.both_orders) == (1, 2, 4)
     text = "\n".join(summary.lines())
     assert "accuracy: 0.5000 = 2 / 4" in text
-    assert "order consistency: 0.5000 = 1 / 2" in text
+    assert "order consistency: 0.2500 = 1 / 4 votes" in text
     assert "accuracy" not in "\n".join(summarise([{**rows[0], "label": 1}][:0]).lines())

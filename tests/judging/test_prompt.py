@@ -72,22 +72,23 @@ def test_thinking_is_stripped():
 def test_long_responses_keep_their_last_half(letters: Tokenizer, short: Template):
     """At 400 tokens each response keeps (400 − 200) // 2; a shorter one is whole."""
     one, two = "a" * 50 + "b" * 100, "c" * 100
-    (query, *shown), cut = fit(short, letters, ("q", one, two), 400, True)
-    assert (query, shown, cut) == ("q", ["b" * 100, two], True)
-    (_, *shown), cut = fit(short, letters, ("q", one[:100], two), 400, True)
-    assert (shown, cut) == ([one[:100], two], False)
+    fitted = fit(short, letters, ("q", one, two), 400, True)
+    assert (fitted.texts, fitted.truncated) == (("q", "b" * 100, two), True)
+    fitted = fit(short, letters, ("q", one[:100], two), 400, True)
+    assert (fitted.texts, fitted.truncated) == (("q", one[:100], two), False)
 
 
 def test_the_longest_texts_give_way_first(letters: Tokenizer, short: Template):
     fixed = len(build(short, letters, "", "", "").ids)
     limit = fixed + 90
-    (query, one, two), cut = fit(short, letters, ("q" * 10, "a" * 300, "b" * 300), limit, True)
-    assert (query, cut) == ("q" * 10, True)
+    fitted = fit(short, letters, ("q" * 10, "a" * 300, "b" * 300), limit, True)
+    query, one, two = fitted.texts
+    assert (query, fitted.truncated) == ("q" * 10, True)
     assert one == "a" * len(one)
     assert {len(one), len(two)} <= {(limit - 200) // 2, 40}
-    (query, one, two), cut = fit(short, letters, ("x" * 900 + "q" * 10, "a" * 5, "b" * 6), limit, True)
-    assert (query, one, two, cut) == ("x" * 69 + "q" * 10, "a" * 5, "b" * 6, True)
-    assert len(build(short, letters, query, one, two, limit=limit).ids) == limit
+    fitted = fit(short, letters, ("x" * 900 + "q" * 10, "a" * 5, "b" * 6), limit, True)
+    assert (fitted.texts, fitted.truncated) == (("x" * 69 + "q" * 10, "a" * 5, "b" * 6), True)
+    assert len(fitted.ids) == len(fitted.turned_ids) == limit
 
 
 TEXTS = st.text(st.sampled_from("a 🙂é\u0301\n👩‍👩‍👧日{}<think>.\t"), max_size=400)
@@ -96,13 +97,14 @@ TEXTS = st.text(st.sampled_from("a 🙂é\u0301\n👩‍👩‍👧日{}<think>.
 @settings(max_examples=150, deadline=None)
 @given(query=TEXTS, one=TEXTS, two=TEXTS, limit=st.integers(80, 500))
 def test_never_over_the_limit_and_always_endings(r1: Tokenizer, short: Template, query, one, two, limit):
-    (shown), cut = fit(short, r1, (query, one, two), limit, True)
-    prompt = build(short, r1, query, one, two, limit=limit)
-    assert len(prompt.ids) <= limit
-    assert prompt.truncated == cut == (shown != (query, one, two))
-    assert all(text.endswith(end) for text, end in zip((query, one, two), shown, strict=True))
-    swapped, _ = fit(short, r1, (query, two, one), limit, True)
-    assert swapped == (shown[0], shown[2], shown[1])  # what is cut does not depend on the order
+    texts = (query, one, two)
+    fitted = fit(short, r1, texts, limit, True)
+    assert max(len(fitted.ids), len(fitted.turned_ids)) <= limit
+    assert fitted.truncated == (fitted.texts != texts)
+    assert all(text.endswith(end) for text, end in zip(texts, fitted.texts, strict=True))
+    turned = fit(short, r1, (query, two, one), limit, True)  # what is cut does not depend on the order
+    assert turned.texts == (fitted.texts[0], fitted.texts[2], fitted.texts[1])
+    assert (turned.ids, turned.turned_ids) == (fitted.turned_ids, fitted.ids)
 
 
 def test_little_is_lost(r1: Tokenizer, short: Template):
