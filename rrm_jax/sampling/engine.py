@@ -174,7 +174,9 @@ def _decode_block(
     def body(state):
         step, slots, positions_BS, past = state
         with jax.named_scope("draw"):
-            logits_BV = options.constrain(decoder.unembed(config, params, slots.hidden), "batch", None)
+            # Two constraints: with the last alone, XLA gathers the output matrix rather than the logits.
+            logits_BV = options.constrain(decoder.unembed(config, params, slots.hidden), "batch", "vocab")
+            logits_BV = options.constrain(logits_BV, "batch", None)
             keys = jax.vmap(jax.random.fold_in)(keys_B, past.drawn)
             token, logprob, finite = draw(logits_BV, keys, rows.temperature, rows.top_k, rows.top_p)
         drawn = past.drawn + ~past.done

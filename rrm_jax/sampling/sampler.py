@@ -58,6 +58,7 @@ class Sampler:
     order of float sums may differ, which in low precision can tip a token now and then.
 
     `block` tokens are drawn between two looks of the host. `progress(completions, tokens)` is called at each.
+    With several processes every one gives the same requests in the same order, and gets all the completions.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Sampler:
         self._ways = 1 if mesh is None else int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
         self.batch_size = -(-batch_size // self._ways) * self._ways
         self._programs = engine.programs(config, options, mesh)
-        self._params = params if self._in_place(params) else self._programs.adopt(params)
+        self._params: Params | None = params if self._in_place(params) else self._programs.adopt(params)
 
     @property
     def compilations(self) -> int:
@@ -92,6 +93,7 @@ class Sampler:
 
         Calls of `generate` that are under way finish on the weights they began with. `version` counts updates.
         """
+        self._params = None  # the old weights make room first, unless a call under way holds them
         self._params = self._programs.adopt(params)
         self.version += 1
 

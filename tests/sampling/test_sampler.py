@@ -1,5 +1,8 @@
 """The sampler against loops over the plain forward pass, float32, on random weights where every part matters."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -369,6 +372,21 @@ def test_eight_devices_agree_with_one():
     assert tokens(run(spread, greedy)) == tokens(run(make_sampler(params=other), greedy)) != tokens(expected)
     kernel = spread._params["layers"][0]["attention"]["q_kernel"]
     assert kernel.sharding.spec == partition_spec(("heads", None, None))
+
+
+def test_no_collective_moves_weights_or_caches():
+    mesh = make_mesh(MeshShape(2, 2, 2))
+    options = Options(spec=partition_spec)
+    spread = make_sampler(mesh=mesh, options=options)
+    slots, rows = spread._programs.empty(batch=8, columns=64), engine.free_rows(8, stops=8)
+    with jax.set_mesh(mesh):
+        block = jax.jit(functools.partial(engine._decode_block, CONFIG, options, steps=4))
+        text = block.lower(spread._params, slots, rows, 4, 0).compile().as_text()
+    moved = re.findall(r"= \w+\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)", text)
+    sizes = [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in moved]
+    # The logits of a device's two rows go to its tensor-parallel neighbours; nothing larger does.
+    assert max(sizes) == 2 * CONFIG.vocab_size
+    assert len(re.findall(" all-reduce", text)) >= 2 * CONFIG.num_layers
 
 
 def test_arrays_in_place_are_used_as_they_are():
