@@ -1,0 +1,194 @@
+"""The three kinds of directory that hold a model, behind one interface."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import jax
+import numpy as np
+
+from rrm_jax.checkpoints import fingerprint
+from rrm_jax.checkpoints.assets import (
+    CONFIG,
+    FACTS,
+    incomplete_name,
+    is_incomplete,
+    read_config,
+    read_json,
+    refuse,
+)
+from rrm_jax.checkpoints.hf import HfWeights, cast
+from rrm_jax.checkpoints.store import MANIFEST, PARAMS, Arrays, complete_steps, mismatches, read_manifest, read_meta
+from rrm_jax.errors import RrmError
+from rrm_jax.models.config import DecoderConfig
+from rrm_jax.models.params import ParamSpec, is_spec, named_specs, param_specs
+
+Kind = Literal["hf", "converted", "run"]
+Names = tuple[str, ...]
+
+
+class Source(Protocol):
+    """A model to read. `stacked`: whether its layers are stored stacked. `notes`: what a user should hear of it."""
+
+    kind: Kind
+    path: Path
+    assets: Path
+    config: DecoderConfig
+    facts: dict[str, Any]
+    notes: list[str]
+    stacked: bool
+
+    def dtype(self, names: Names, spec: ParamSpec) -> np.dtype:
+        """The dtype one unstacked parameter is stored in."""
+        ...
+
+    def read(self, names: Names, spec: ParamSpec) -> np.ndarray:
+        """One unstacked parameter (a path and spec of `named_specs`), on the host, in the stored dtype."""
+        ...
+
+    def load(self, abstract: Mapping[str, Any]) -> dict[str, Any]:
+        """A (possibly partial) tree of the stored layout, as jax arrays of the abstract leaves' dtype and sharding.
+
+        In the unstacked layout `layers` is a dict keyed "0", "1", ….
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """A hex digest that names the weights; an HF directory and what was converted from it share it."""
+        ...
+
+
+def resolve_kind(path: str | Path) -> Kind:
+    """What kind of model directory `path` is. Raises RrmError when it is none, or one that was never finished."""
+    path = Path(path)
+    if not path.exists():
+        left = incomplete_name(path)
+        hint = f"; an interrupted run left {left}, run it again" if path.name and left.exists() else ""
+        raise RrmError(f"{path} does not exist{hint}")
+    if not path.is_dir():
+        raise RrmError(f"{path} is a file; a model is a directory")
+    if (path / MANIFEST).is_file():
+        return "converted"
+    if is_incomplete(path.resolve()) or (path / PARAMS).is_dir():
+        raise RrmError(f"{path} is incomplete: its conversion was interrupted; convert the model again")
+    if (path / "checkpoints").is_dir():
+        return "run"
+    if (path / CONFIG).is_file() or any(path.glob("*.safetensors*")):
+        return "hf"
+    raise RrmError(
+        f"{path} is not a model: it has neither config.json and *.safetensors (Hugging Face), nor {MANIFEST} "
+        "(converted), nor checkpoints/ (a training run)"
+    )
+
+
+def open_source(path: str | Path) -> Source:
+    """Opens a model directory and checks, without reading weights, that it holds what its config.json describes."""
+    return {"hf": HfSource, "converted": ConvertedSource, "run": RunSource}[resolve_kind(path)](Path(path))
+
+
+class HfSource:
+    kind: Kind = "hf"
+    stacked = False
+
+    def __init__(self, path: Path):
+        self.path = self.assets = path
+        self.config = read_config(path)
+        self._weights = HfWeights(path, self.config)
+        self.notes = self._weights.notes
+        self.facts = read_json(path / FACTS) if (path / FACTS).is_file() else {}
+        self._specs = {".".join(names): spec for names, spec in named_specs(self.config)}
+
+    def dtype(self, names: Names, spec: ParamSpec) -> np.dtype:
+        return self._weights.dtype(spec)
+
+    def read(self, names: Names, spec: ParamSpec) -> np.ndarray:
+        return self._weights.read(spec)
+
+    def load(self, abstract: Mapping[str, Any]) -> dict[str, Any]:
+        return jax.tree.map_with_path(self._place, abstract)
+
+    def _place(self, path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        spec = self._specs[jax.tree_util.keystr(path, simple=True, separator=".")]
+        tensor = cast(self.read((), spec), np.dtype(leaf.dtype), spec.hf)
+        return jax.make_array_from_callback(spec.shape, leaf.sharding, lambda index: tensor[index])
+
+    def fingerprint(self) -> str:
+        return fingerprint.combine(
+            (spec.hf, self._weights.dtype(spec), spec.hf_shape, self._weights.sample(spec))
+            for spec in self._specs.values()
+        )
+
+
+class ConvertedSource:
+    kind: Kind = "converted"
+    stacked = False
+
+    def __init__(self, path: Path):
+        self.path = self.assets = path
+        self.manifest = read_manifest(path)
+        self.config = read_config(path)
+        self.facts, self.notes = dict(self.manifest.get("facts") or {}), []
+        self._arrays = Arrays(path / PARAMS)
+        shapes = {".".join(names): spec.shape for names, spec in named_specs(self.config)}
+        _check(path, mismatches(self._arrays.stored, shapes, path / PARAMS))
+
+    def dtype(self, names: Names, spec: ParamSpec) -> np.dtype:
+        return np.dtype(self._arrays.stored[".".join(names)].dtype)
+
+    def read(self, names: Names, spec: ParamSpec) -> np.ndarray:
+        return self._arrays.read(".".join(names))
+
+    def load(self, abstract: Mapping[str, Any]) -> dict[str, Any]:
+        return self._arrays.load(abstract)
+
+    def fingerprint(self) -> str:
+        return str(self.manifest["fingerprint"])
+
+
+class RunSource:
+    """The latest complete step of a training run. Its parameters are the stacked float32 masters."""
+
+    kind: Kind = "run"
+    stacked = True
+
+    def __init__(self, path: Path):
+        self.path, self.assets = path, path / "assets"
+        self.config = read_config(self.assets)
+        self.steps = complete_steps(path / "checkpoints")
+        if not self.steps:
+            raise RrmError(f"{path} is a training run without a complete checkpoint yet")
+        step = path / "checkpoints" / str(self.steps[-1])
+        self.facts: dict[str, Any] = {"step": self.steps[-1]} | dict(read_meta(step).get("facts") or {})
+        self.notes: list[str] = []
+        self._arrays = Arrays(step, PARAMS)
+        specs = jax.tree.leaves_with_path(param_specs(self.config, stacked=True), is_leaf=is_spec)
+        self._specs = {jax.tree_util.keystr(keys, simple=True, separator="."): spec for keys, spec in specs}
+        _check(path, mismatches(self._arrays.stored, {k: s.shape for k, s in self._specs.items()}, step / PARAMS))
+
+    @staticmethod
+    def _locate(names: Names) -> tuple[str, int | None]:
+        if names[0] != "layers":
+            return ".".join(names), None
+        return ".".join(("layers", *names[2:])), int(names[1])
+
+    def dtype(self, names: Names, spec: ParamSpec) -> np.dtype:
+        return np.dtype(self._arrays.stored[self._locate(names)[0]].dtype)
+
+    def read(self, names: Names, spec: ParamSpec) -> np.ndarray:
+        return self._arrays.read(*self._locate(names))
+
+    def load(self, abstract: Mapping[str, Any]) -> dict[str, Any]:
+        return self._arrays.load(abstract)
+
+    def fingerprint(self) -> str:
+        """Of the norms and biases alone: in float32 every step moves them, and they are read in no time."""
+        digest = hashlib.sha256()
+        for name, spec in sorted(self._specs.items()):
+            if "embed" not in spec.axes:
+                digest.update(name.encode() + self._arrays.read(name).tobytes())
+        return digest.hexdigest()
+
+
+def _check(path: Path, problems: list[str]) -> None:
+    refuse(f"{path} does not hold the model its {CONFIG} describes", problems)
