@@ -156,7 +156,7 @@ def _judge(directory: Path, name: str, temperature: float, **settings: Any) -> J
         sampler,
         tokenizer,
         load_template(directory / "template.toml"),
-        Decoding(temperature, max_new_tokens=16),
+        Decoding(temperature, max_new_tokens=12),
         max_prompt_tokens=256,
         thinking=not name.startswith("direct"),
         **settings,
