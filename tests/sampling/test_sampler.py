@@ -1,7 +1,13 @@
 """The sampler against loops over the plain forward pass, float32, on random weights where every part matters."""
 
 import functools
+import json
+import os
 import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +25,7 @@ from rrm_jax.sampling import engine
 from rrm_jax.sampling.protocol import Decoding, Request
 from rrm_jax.sampling.sampler import Sampler, bucket
 from rrm_jax.testing import realistic_params, tiny_config
+from tests.sampling import two_processes
 
 CONFIG = tiny_config(max_positions=512)
 PARAMS = realistic_params(CONFIG)
@@ -372,6 +379,29 @@ def test_eight_devices_agree_with_one():
     assert tokens(run(spread, greedy)) == tokens(run(make_sampler(params=other), greedy)) != tokens(expected)
     kernel = spread._params["layers"][0]["attention"]["q_kernel"]
     assert kernel.sharding.spec == partition_spec(("heads", None, None))
+
+
+def test_two_processes_agree_with_one():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "tests.sampling.two_processes"]
+    root = Path(__file__).parent.parent.parent
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
+    workers = [
+        subprocess.Popen([*command, str(rank), str(port)], cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [0, 0]
+    alone = {key[0]: ids for key, ids in tokens(run(make_sampler(), two_processes.make_requests())).items()}
+    for output in outputs:
+        found = json.loads(output.splitlines()[-1])
+        assert {name: tuple(ids) for name, ids in found.items()} == alone
 
 
 def test_no_collective_moves_weights_or_caches():
