@@ -83,7 +83,7 @@ def command(
             votes=votes,
             order=order,
             thinking=not direct,
-            max_prompt_tokens=fit_positions(max_prompt_tokens, max_new_tokens, generator.config.max_positions),
+            max_prompt_tokens=fit_positions(max_prompt_tokens, max_new_tokens, generator.max_positions),
             keep_thinking=keep_thinking,
             model=f"{generator.fingerprint} in {generator.dtype}",
         )

@@ -108,17 +108,20 @@ class LazyModel:
     """A Generator that is loaded when its first request comes: settings are checked before a weight is read, and a
     job that was done already needs none.
 
-    `names` are what the model is called; other attributes: see `LoadedModel`.
+    `names` are what the model is called; `max_positions` bounds prompt and new tokens together; `facts` and
+    `fingerprint`: see `LoadedModel`.
     """
 
     def __init__(self, model: Path, mesh: str, dtype: str, batch_size: int, progress: Callable[[int, int], None]):
         from rrm_jax.checkpoints.sources import open_source
         from rrm_jax.data.tokenizer import Tokenizer
+        from rrm_jax.sampling.sampler import position_limit
 
         parse_mesh(mesh)
         source = open_source(model)
         self.tokenizer = Tokenizer.load(source.assets)
-        self.config, self.facts, self.dtype = source.config, source.facts, parse_dtype(dtype).name
+        self.facts, self.dtype = source.facts, parse_dtype(dtype).name
+        self.max_positions = position_limit(source.config)
         self.fingerprint = source.fingerprint()
         self.names = [model.name, model.resolve().name, *_declared_name(source.assets)]
         for note in source.notes:

@@ -158,7 +158,7 @@ def _open_judge(
         seed=seed,
         votes=votes,
         thinking=thinking,
-        max_prompt_tokens=fit_positions(max_prompt_tokens, decoding.max_new_tokens, generator.config.max_positions),
+        max_prompt_tokens=fit_positions(max_prompt_tokens, decoding.max_new_tokens, generator.max_positions),
         model=f"{generator.fingerprint} in {generator.dtype}",
     )
 

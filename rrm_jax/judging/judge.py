@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from rrm_jax.data.records import Pair
@@ -154,16 +154,6 @@ class Judge:
             yield ready.popleft().judgment()
         if waiting:
             raise RuntimeError(f"the generator ended without {len(waiting)} of the completions it was asked for")
-
-    def compare(self, comparisons: Sequence[tuple[str, str, str, str]], log: VoteLog | None = None) -> list[Judgment]:
-        """For rankings: each `(id, query, response_i, response_j)`'s judgment, in the same sequence.
-
-        `winner` 1 is response_i. With order "random" every comparison needs an id of its own, or those that share
-        one are all shown the same way round.
-        """
-        pairs = [Pair(*comparison, source=str(at)) for at, comparison in enumerate(comparisons)]
-        judgments = sorted(self.judge(pairs, log), key=lambda judgment: int(judgment.pair.source))
-        return judgments
 
     def _requests(
         self,

@@ -8,7 +8,6 @@ import string
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -53,7 +52,7 @@ class FakeModel:
 
     def __init__(self, model, mesh, dtype, batch_size, progress):
         self.tokenizer = Tokenizer.load(model)
-        self.config, self.facts = SimpleNamespace(max_positions=20_000), {}
+        self.max_positions, self.facts = 20_000, {}
         self.names, self.fingerprint, self.dtype = ["fake"], "fake", "float32"
 
     def generate(self, requests):

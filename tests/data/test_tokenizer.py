@@ -124,24 +124,28 @@ def released_prompt(system: str, user: str, suffix: str) -> str:
     return f"<｜begin▁of▁sentence｜>{system}<｜User｜>{user}<｜Assistant｜>{suffix}"
 
 
-@pytest.mark.parametrize("newer", [False, True])
+@pytest.fixture(scope="session")
+def newer_r1(r1_tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The second generation of R1's template, whose generation prompt begins the thinking."""
+    directory = tmp_path_factory.mktemp("newer") / "r1"
+    shutil.copytree(r1_tokenizer_dir, directory)
+    template = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"]
+    old = "{{'<｜Assistant｜>'}}{% endif %}"
+    assert template.endswith(old)
+    template = template.removesuffix(old) + "{{'<｜Assistant｜><think>\\n'}}{% endif %}"
+    (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return Tokenizer.load(directory)
+
+
 @pytest.mark.parametrize("suffix", ["<think>\n", "<think>\n\n</think>\n\n"])
 @pytest.mark.parametrize(("system", "user"), [("Judge.\n\n", "## Query\n\nA b\n"), (" x", "\n\ny \n")])
-def test_chat_is_the_released_prompt(r1_tokenizer_dir, r1_raw, tmp_path, newer, suffix, system, user):
-    """Both generations of R1's template: the older ends with the role marker, the newer appends `<think>\\n`."""
-    shutil.copytree(r1_tokenizer_dir, tmp_path, dirs_exist_ok=True)
-    if newer:
-        template = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"]
-        old = "{{'<｜Assistant｜>'}}{% endif %}"
-        assert template.endswith(old)
-        template = template.removesuffix(old) + "{{'<｜Assistant｜><think>\\n'}}{% endif %}"
-        (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
-    tokenizer = Tokenizer.load(tmp_path)
-    ids = tokenizer.encode_chat([("system", system), ("user", user)], suffix)
-    assert ids == r1_raw.encode(released_prompt(system, user, suffix), add_special_tokens=False).ids
-    assert ids.count(tokenizer.bos_id) == 1
-    if newer:
-        assert tokenizer.encode_chat([("user", user)])[-2:] == [151648, 198]
+def test_chat_is_the_released_prompt(r1, newer_r1, r1_raw, suffix, system, user):
+    expected = r1_raw.encode(released_prompt(system, user, suffix), add_special_tokens=False).ids
+    assert expected.count(r1.bos_id) == 1
+    for tokenizer in (r1, newer_r1):
+        assert tokenizer.encode_chat([("system", system), ("user", user)], suffix) == expected
+    assert newer_r1.encode_chat([("user", user)])[-2:] == [151648, 198]
+    assert r1.encode_chat([("user", user)])[-1] == 151645
 
 
 def test_qwen2_files_without_tokenizer_json(qwen2: Tokenizer, r1: Tokenizer, real_data: Path):

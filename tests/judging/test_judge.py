@@ -1,6 +1,7 @@
 """Votes, orders, majorities; what is untrusted stays data; what is logged is never drawn twice."""
 
 import collections
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -185,16 +186,6 @@ def test_equal_questions_are_asked_once(letters, short):
     )
 
 
-def test_compare_keeps_the_sequence(letters, short):
-    judge = make(letters, short, prefers("good"), votes=3, window=64)
-    asked = [(f"i{at}", f"q{at}", *(("good", "bad") if at % 3 else ("bad", "good"))) for at in range(12)]
-    judgments = judge.compare(asked)
-    assert [judgment.winner for judgment in judgments] == [1 if at % 3 else 2 for at in range(12)]
-    assert [judgment.pair.id for judgment in judgments] == [item[0] for item in asked]
-    assert all(judgment.tokens == sum(vote.tokens for vote in judgment.votes) > 0 for judgment in judgments)
-    assert judge.compare([]) == []
-
-
 def test_a_completion_that_never_comes_is_not_scored(letters, short):
     class Losing(FakeGenerator):
         def generate(self, requests):
@@ -247,9 +238,11 @@ def test_a_log_serves_any_comparisons_of_the_same_texts(letters, short, tmp_path
     with VoteLog(tmp_path / "log.jsonl", judge.settings) as log:
         expected = by_id(judge.judge(PAIRS, log))
         again = make(letters, short, coin, votes=2, order="both")
-        asked = [(f"other id {at}", pair.query, pair.response_1, pair.response_2) for at, pair in enumerate(PAIRS)]
-        judgments = again.compare(asked, log)
-        assert [judgment.votes for judgment in judgments] == [expected[pair.id].votes for pair in PAIRS]
+        asked = [dataclasses.replace(pair, id=f"as {pair.id}") for pair in PAIRS]
+        judged = by_id(again.judge(asked, log))
+        assert {name.removeprefix("as "): judged[name].votes for name in judged} == {
+            name: expected[name].votes for name in expected
+        }
         assert again._generator.requests == []
         more = make(letters, short, coin, votes=3, order="both")
         list(more.judge(PAIRS, log))
