@@ -37,18 +37,23 @@ class VoteLog:
     def __init__(self, path: str | Path, settings: Mapping[str, Any]):
         self.path = Path(path)
         self._offsets: dict[str, int] = {}
-        self._reader = _open_locked(self.path)
-        self._log = AppendLog(self.path)
+        with contextlib.ExitStack() as opened:  # closes, and so unlocks, a file that turns out unusable
+            self._reader = opened.enter_context(_open_locked(self.path))
+            self._log = opened.enter_context(AppendLog(self.path))
+            self._index(dict(settings))
+            opened.pop_all()
+
+    def _index(self, settings: dict[str, Any]) -> None:
         with open(self.path, "rb") as file:
-            header = self._row(file.readline(), 1) if file.peek(1) else None
-            if header is not None:
-                self._check(header, dict(settings))
-            number, at = 2, file.tell()
-            for line in file:
+            first = file.readline()
+            if not first:
+                self._log.append({"settings": settings})
+                return
+            self._check(self._row(first, 1), settings)
+            at = len(first)
+            for number, line in enumerate(file, start=2):
                 self._offsets[self._row(line, number)["key"]] = at
-                number, at = number + 1, at + len(line)
-        if header is None:
-            self._log.append({"settings": dict(settings)})
+                at += len(line)
 
     def _row(self, line: bytes, number: int) -> dict[str, Any]:
         try:

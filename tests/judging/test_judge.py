@@ -259,9 +259,10 @@ CHANGES = {
 def test_changed_settings_are_refused_by_name(letters, short, tmp_path: Path, name: str):
     VoteLog(tmp_path / "log.jsonl", make(letters, short, coin).settings).close()
     changed = make(letters, short, coin, **{name: CHANGES[name]}).settings
-    with pytest.raises(RrmError, match=rf"(?s)other settings.*\n  {name}: was .*, is now"):
+    with pytest.raises(RrmError, match=rf"(?s)other settings.*\n  {name}: was .*, is now") as refused:
         VoteLog(tmp_path / "log.jsonl", changed)
     VoteLog(tmp_path / "log.jsonl", make(letters, short, coin).settings).close()
+    assert refused.tb is not None  # whose frames hold the refused log: its lock must not outlive it
 
 
 def test_a_vote_depends_on_every_setting_of_a_vote(letters, short):
