@@ -12,7 +12,6 @@ kernels run in Pallas' interpreter, which is how the tests compare its results a
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -146,24 +145,21 @@ def _xla(q_BTHN, k_BKSN, v_BKSN, mask_BTS) -> jax.Array:
     return jnp.einsum("bkgts,bksn->btkgn", weights, v_BKSN).reshape(q_BTHN.shape)
 
 
-@functools.lru_cache(maxsize=8)
-def _splash_kernel(heads: int, time: int, interpret: bool):
+def _splash(q_BTHN, k_BKSN, v_BKSN, segments_BT, spec: Spec | None) -> jax.Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
-    mask = masks.MultiHeadMask([masks.CausalMask((time, time)) for _ in range(heads)])
-    with jax.ensure_compile_time_eval():  # the kernel is kept: it must not hold tracers of the first caller
-        return kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
-
-
-def _splash(q_BTHN, k_BKSN, v_BKSN, segments_BT, spec: Spec | None) -> jax.Array:
-    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     interpret = jax.default_backend() != "tpu"
 
     def on_device(q, k, v, segments):
-        run = jax.vmap(_splash_kernel(q.shape[2], q.shape[1], interpret))
-        out: Any = run(q.swapaxes(1, 2) * q.shape[-1] ** -0.5, k, v, SegmentIds(q=segments, kv=segments))
+        time = q.shape[1]
+        mask = masks.MultiHeadMask([masks.CausalMask((time, time))] * q.shape[2])
+        tile = next(tile for tile in (512, 256, 128) if time % tile == 0)
+        run = kernel.make_splash_mha(
+            mask, block_sizes=kernel.BlockSizes(*(tile,) * 8), head_shards=1, q_seq_shards=1, interpret=interpret
+        )
+        ids = kernel.SegmentIds(q=segments, kv=segments)
+        out: Any = jax.vmap(run)(q.swapaxes(1, 2) * q.shape[-1] ** -0.5, k, v, ids)
         return out.swapaxes(1, 2).astype(q.dtype)
 
     if spec is None:

@@ -92,6 +92,15 @@ def abstract_params(
     )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _draw(init, shape: tuple[int, ...], dtype, placement, keys) -> jax.Array:
+    def one(key):
+        return init(key, shape, dtype)
+
+    value = jax.vmap(one)(keys) if keys.ndim else one(keys)
+    return value if placement is None else jax.lax.with_sharding_constraint(value, placement)
+
+
 def init_params(
     config: DecoderConfig, seed: int, dtype=jnp.float32, sharding: Callable[[ParamSpec], Any] | None = None
 ) -> Params:
@@ -102,12 +111,11 @@ def init_params(
         return jax.random.fold_in(root, zlib.crc32(name.encode()))
 
     def leaf(spec: ParamSpec):
-        if "{layer}" not in spec.hf:
-            keys, draw = key(spec.hf), lambda key: spec.init(key, spec.shape, dtype)
-        else:
+        shape, keys = spec.shape, key(spec.hf)
+        if "{layer}" in spec.hf:
+            shape = shape[1:]
             keys = jnp.stack([key(spec.hf.format(layer=layer)) for layer in range(config.num_layers)])
-            draw = jax.vmap(lambda key: spec.init(key, spec.shape[1:], dtype))
-        return jax.jit(draw, out_shardings=sharding(spec) if sharding else None)(keys)
+        return _draw(spec.init, shape, jnp.dtype(dtype), sharding(spec) if sharding else None, keys)
 
     return jax.tree.map(leaf, param_specs(config, stacked=True), is_leaf=is_spec)
 

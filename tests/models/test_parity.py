@@ -6,10 +6,10 @@ The bound is on the largest |Δ| over the standard deviation of the logits. A 1e
 from pathlib import Path
 
 import numpy as np
-import parity_cases
 import pytest
 
 from rrm_jax.models.config import from_hf
+from tests.models import parity_cases
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "parity"
 

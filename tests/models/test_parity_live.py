@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import parity_cases
 import pytest
+
+from tests.models import parity_cases
 
 SCRIPT = Path(__file__).parent.parent / "fixtures" / "make_parity.py"
 
