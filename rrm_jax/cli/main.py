@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from rrm_jax.cli import convert, export, generate, inspect, judge, quickstart, rank, template, train
 from rrm_jax.errors import RrmError
 
 _app = typer.Typer(
@@ -14,6 +15,15 @@ _app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+_app.command("convert")(convert.command)
+_app.command("export")(export.command)
+_app.command("inspect")(inspect.command)
+_app.command("train")(train.command)
+_app.command("quickstart")(quickstart.command)
+_app.command("generate")(generate.command)
+_app.command("judge")(judge.command)
+_app.command("rank")(rank.command)
+_app.command("template")(template.command)
 
 
 def app() -> None:
@@ -23,9 +33,10 @@ def app() -> None:
     except RrmError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: what was finished is kept; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 130:  # typer has turned Ctrl-C into this
+            print("interrupted: what was finished is kept; run the same command again to go on", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":
