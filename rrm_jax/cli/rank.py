@@ -4,21 +4,20 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rrm_jax.cli.loading import BatchSize, Dtype, LazyModel, Mesh, Model, Progress, Strict, check_rows, warn
-from rrm_jax.data.jsonl import Reader, RowError
-from rrm_jax.data.records import Candidates, Pair, Unique, parse_candidates
+from rrm_jax.data.jsonl import Reader
+from rrm_jax.data.records import Candidates, Unique, parse_candidates
 from rrm_jax.errors import RrmError
 
 if TYPE_CHECKING:
-    from rrm_jax.judging.judge import Judge, Judgment
-    from rrm_jax.judging.store import VoteLog
-    from rrm_jax.ranking.strategies import Comparison, Elo, Knockout, Outcome, Result
+    from rrm_jax.judging.judge import Judge
+    from rrm_jax.ranking.strategies import Elo, Knockout, Result
 
 
 def command(
@@ -62,14 +61,15 @@ def command(
     Example:
       rrm rank --model runs/judge --candidates candidates.jsonl --out ranked.jsonl --strategy knockout --votes 3
     """
+    from rrm_jax.evaluation.tournament import comparer
     from rrm_jax.judging.store import VoteLog
     from rrm_jax.provenance import write_provenance
     from rrm_jax.ranking.strategies import Item, run_tournaments
     from rrm_jax.sampling.protocol import Decoding
 
     plan = choose_strategy(strategy, invalid, seed)
-    rows: dict[str, LabelledCandidates] = {}
-    skipped = check_rows(candidates, Unique(parse_row), strict, lambda row: rows.update({row.id: row}))
+    rows: dict[str, Candidates] = {}
+    skipped = check_rows(candidates, Unique(parse_candidates), strict, lambda row: rows.update({row.id: row}))
     votes_path = out.with_name(out.name + ".votes.jsonl")
     _refuse_to_overwrite(out, votes_path, rows, candidates)
     progress = Progress("comparisons", sum(plan.most_comparisons(len(row.responses)) for row in rows.values()))
@@ -96,23 +96,6 @@ def command(
     if skipped:
         warn(f"{skipped} malformed row(s) of {candidates} were skipped")
         raise typer.Exit(1)
-
-
-@dataclasses.dataclass(frozen=True)
-class LabelledCandidates(Candidates):
-    """`correct[c]` says whether response c is right; None: unknown."""
-
-    correct: tuple[bool, ...] | None = None
-
-
-def parse_row(row: dict[str, Any]) -> LabelledCandidates:
-    record, correct = parse_candidates(row), row.get("correct")
-    if correct is not None:
-        count = len(record.responses)
-        if not isinstance(correct, list) or len(correct) != count or not all(isinstance(c, bool) for c in correct):
-            raise RowError(f"field 'correct' must be a list of {count} booleans, one for each response, or null")
-        correct = tuple(correct)
-    return LabelledCandidates(record.id, record.query, record.responses, correct)
 
 
 def choose_strategy(name: str, invalid: str, seed: int) -> "Elo | Knockout":
@@ -163,46 +146,6 @@ def _open_judge(
     )
 
 
-def comparer(
-    judge: "Judge", log: "VoteLog | None", rows: dict[str, LabelledCandidates], judged: Callable[[], None]
-) -> "Callable[[list[Comparison]], list[Outcome]]":
-    """`run_tournaments`'s compare function; `judged` is called for each comparison.
-
-    A comparison has one name whichever candidate is named first, so that strategies with the same seed that ask
-    for the same comparison get the same verdict. Texts of judgments are dropped as they come.
-    """
-
-    def pairs(comparisons: Sequence["Comparison"]) -> Iterator[Pair]:
-        for at, comparison in enumerate(comparisons):
-            row = rows[comparison.item_id]
-            i, j = sorted((comparison.i, comparison.j))
-            name = json.dumps([row.id, i, j])
-            yield Pair(name, row.query, row.responses[i], row.responses[j], source=str(at))
-
-    def compare(comparisons: "list[Comparison]") -> "list[Outcome]":
-        outcomes: dict[int, Outcome] = {}
-        for judgment in judge.judge(pairs(comparisons), log):
-            at = int(judgment.pair.source)
-            outcomes[at] = _outcome(judgment, turned=comparisons[at].i > comparisons[at].j)
-            judged()
-        return [outcomes[at] for at in range(len(comparisons))]
-
-    return compare
-
-
-def _outcome(judgment: "Judgment", turned: bool) -> "Outcome":
-    from rrm_jax.ranking.strategies import Outcome
-
-    name: dict = {1: 2, 2: 1, None: None} if turned else {1: 1, 2: 2, None: None}
-    return Outcome(
-        winner=name[judgment.winner],
-        tokens=judgment.tokens,
-        votes=tuple(name[vote.verdict] for vote in judgment.votes),
-        cut_off=sum(vote.finish_reason == "length" for vote in judgment.votes),
-        truncated_inputs=sum(vote.truncated_input for vote in judgment.votes),
-    )
-
-
 def _write(out: Path, results: Sequence["Result"]) -> None:
     unfinished = out.with_name(out.name + ".part")
     try:
@@ -216,7 +159,7 @@ def _write(out: Path, results: Sequence["Result"]) -> None:
         ) from None
 
 
-def summary(rows: dict[str, LabelledCandidates], results: Sequence["Result"]) -> list[str]:
+def summary(rows: dict[str, Candidates], results: Sequence["Result"]) -> list[str]:
     """The report, one fact a line; accuracies over the queries that say which of their responses are correct."""
 
     def total(field: str) -> int:

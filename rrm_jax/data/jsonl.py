@@ -85,7 +85,7 @@ class AppendLog:
         self.path = Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "ab+")
+            self._file = open(self.path, "ab+")  # noqa: SIM115
             self._drop_torn_line()
         except OSError as error:
             raise RrmError(f"cannot write {self.path}: {error.strerror or error}") from None

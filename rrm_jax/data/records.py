@@ -20,9 +20,12 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
+    """`correct[c]` says whether response c is right; None: unknown."""
+
     id: str
     query: str
     responses: tuple[str, ...]
+    correct: tuple[bool, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +100,13 @@ def parse_candidates(row: dict[str, Any]) -> Candidates:
         raise RowError("field 'responses' must be a list of at least one string")
     for at in range(len(responses)):
         _text({f"responses[{at}]": responses[at]}, f"responses[{at}]")
-    return Candidates(_id(row), _text(row, "query"), tuple(responses))
+    correct = row.get("correct")
+    if correct is not None:
+        count = len(responses)
+        if not isinstance(correct, list) or len(correct) != count or not all(isinstance(c, bool) for c in correct):
+            raise RowError(f"field 'correct' must be a list of {count} booleans, one for each response, or null")
+        correct = tuple(correct)
+    return Candidates(_id(row), _text(row, "query"), tuple(responses), correct)
 
 
 def parse_prompt(row: dict[str, Any]) -> Prompt:

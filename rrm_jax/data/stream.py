@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 from rrm_jax.data.records import Pair
 
@@ -26,10 +27,11 @@ class Stream[T]:
         import grain
 
         self._rows = rows
-        self._order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
+        # An endless, lazily computed permutation: element i is a row's number.
+        self._order: Any = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
 
     def __getitem__(self, index: int) -> T:
-        return self._rows[int(self._order[index])]
+        return self._rows[self._order[index]]
 
     def epoch(self, index: int) -> int:
         return index // len(self._rows)

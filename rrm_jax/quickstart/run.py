@@ -17,9 +17,10 @@ from rrm_jax.checkpoints.convert import save_model
 from rrm_jax.checkpoints.load import load_model
 from rrm_jax.config import load_config
 from rrm_jax.data.jsonl import Reader
-from rrm_jax.data.records import parse_labelled_pair
+from rrm_jax.data.records import Candidates, parse_candidates, parse_labelled_pair
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
+from rrm_jax.evaluation.tournament import comparer
 from rrm_jax.judging.judge import Judge
 from rrm_jax.judging.template import load_template
 from rrm_jax.models.config import DecoderConfig, to_hf
@@ -27,7 +28,7 @@ from rrm_jax.models.decoder import Options
 from rrm_jax.models.params import init_params
 from rrm_jax.parallel.mesh import make_mesh, partition_spec
 from rrm_jax.quickstart import world
-from rrm_jax.ranking.strategies import Comparison, Elo, Item, Knockout, Outcome, run_tournaments
+from rrm_jax.ranking.strategies import Elo, Item, Knockout, run_tournaments
 from rrm_jax.sampling.protocol import Decoding
 from rrm_jax.sampling.sampler import Sampler
 from rrm_jax.training.config import TrainConfig
@@ -177,10 +178,9 @@ def _held_out(directory: Path, seed: int) -> dict[str, dict[str, dict[str, float
 
 def _best_of_n(directory: Path, seed: int) -> dict[str, dict[str, float]]:
     """Share of questions whose chosen candidate is right, and comparisons a question, by way of choosing."""
-    path = directory / "data" / "candidates.jsonl"
-    rows = {row["id"]: row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
-    items = [Item(name, len(row["responses"])) for name, row in rows.items()]
-    right = np.array([row["correct"] for row in rows.values()])
+    rows = {row.id: row for _, row in Reader(directory / "data" / "candidates.jsonl", parse_candidates)}
+    items = [Item(row.id, len(row.responses)) for row in rows.values()]
+    right = np.array([row.correct for row in rows.values()])
     ways = {
         "one sample": {"accuracy": float(right.mean()), "comparisons": 0.0},
         "majority of the answers": {"accuracy": _majority(list(rows.values())), "comparisons": 0.0},
@@ -193,36 +193,23 @@ def _best_of_n(directory: Path, seed: int) -> dict[str, dict[str, float]]:
     for name, (strategy, votes) in strategies.items():
         judge = _judge(directory, "grpo", _TEMPERATURES[0], seed=seed, votes=votes)
 
-        def compare(asked: list[Comparison], judge=judge) -> list[Outcome]:
-            questions = [
-                (
-                    f"{c.item_id} {c.i} {c.j}",
-                    rows[c.item_id]["query"],
-                    *(rows[c.item_id]["responses"][k] for k in (c.i, c.j)),
-                )
-                for c in asked
-            ]
-            judgments = judge.compare(questions)
-            return [Outcome(j.winner, j.tokens, tuple(vote.verdict for vote in j.votes)) for j in judgments]
-
-        results = run_tournaments(items, strategy, compare)
+        results = run_tournaments(items, strategy, comparer(judge, None, rows))
         ways[name] = {
-            "accuracy": float(np.mean([rows[result.id]["correct"][result.best] for result in results])),
+            "accuracy": float(np.mean([right[at, result.best] for at, result in enumerate(results)])),
             "comparisons": float(np.mean([result.comparisons for result in results])),
         }
     ways["oracle"] = {"accuracy": float(right.any(axis=1).mean()), "comparisons": 0.0}
     return ways
 
 
-def _majority(rows: Sequence[dict[str, Any]]) -> float:
+def _majority(rows: Sequence[Candidates]) -> float:
     """Accuracy of the most common answer; answers that are equally common share the credit."""
     credit = []
     for row in rows:
-        counts = collections.Counter(row["responses"])
+        counts = collections.Counter(row.responses)
         most = max(counts.values())
-        tied = {answer for answer, count in counts.items() if count == most}
-        answers = dict(zip(row["responses"], row["correct"], strict=True))
-        credit.append(np.mean([answers[answer] for answer in tied]))
+        right = dict(zip(row.responses, row.correct or (), strict=True))
+        credit.append(np.mean([right[answer] for answer, count in counts.items() if count == most]))
     return float(np.mean(credit))
 
 

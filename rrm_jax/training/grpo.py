@@ -131,11 +131,17 @@ def _batches(run: Run, rollouts: Rollouts, indices: list[int], old, frozen) -> I
         width = sequences.targets.shape[1]
 
         def padded(values, rows=rows, width=width):
-            return None if values is None else pad_along_completion([values[at] for at in rows], size, width)
+            return pad_along_completion([values[at] for at in rows], size, width)
 
         advantage = np.zeros(size, np.float32)
         advantage[: len(rows)] = rollouts.advantage[rows]
         yield _Batch(
             sequences,
-            PolicyBatch(advantage, padded(old), padded(frozen), padded(rollouts.sampler_logprobs), sequences.mask),
+            PolicyBatch(
+                advantage,
+                None if old is None else padded(old),
+                None if frozen is None else padded(frozen),
+                padded(rollouts.sampler_logprobs),
+                sequences.mask,
+            ),
         )

@@ -13,8 +13,10 @@ import pytest
 
 from rrm_jax.cli import rank
 from rrm_jax.cli.main import app
+from rrm_jax.data.records import parse_candidates
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
+from rrm_jax.evaluation.tournament import comparer
 from rrm_jax.judging.judge import Judge
 from rrm_jax.judging.template import load_template
 from rrm_jax.ranking.strategies import Comparison
@@ -259,9 +261,9 @@ def test_a_comparison_has_one_verdict_whoever_is_named_first(place, monkeypatch)
     monkeypatch.setattr(FakeModel, "answer", staticmethod(coin))
     model = FakeModel(place / "model", "", "", 1, None)
     judge = Judge(model, model.tokenizer, load_template(place / "short.toml"), Decoding(max_new_tokens=9), votes=3)
-    rows = {str(row["id"]): rank.parse_row(row) for row in QUERIES}
+    rows = {str(row["id"]): parse_candidates(row) for row in QUERIES}
     judged = []
-    compare = rank.comparer(judge, None, rows, lambda: judged.append(1))
+    compare = comparer(judge, None, rows, lambda: judged.append(1))
     forwards = compare([Comparison("d", i, j) for i in range(7) for j in range(i)])
     backwards = compare([Comparison("d", j, i) for i in range(7) for j in range(i)])
     assert len(judged) == 42
