@@ -24,7 +24,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-ASSETS = (CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES)
+JUDGE_TEMPLATE = "judge_template.toml"  # the prompt that a judge was trained with
+ASSETS = (CONFIG, GENERATION_CONFIG, JUDGE_TEMPLATE, *TOKENIZER_FILES)
 FACTS = "rrm_facts.json"
 _INCOMPLETE = ".incomplete"
 _SHOWN = 20  # problems listed in one message

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from rrm_jax.cli.judge_options import Direct, MaxNewTokens, MaxPromptTokens, Temperature, TemplateName, TopP, open_judge
 from rrm_jax.cli.loading import BatchSize, Dtype, Mesh, Model, Strict
 
 
@@ -17,16 +18,12 @@ def command(
         Literal["random", "given", "both"], typer.Option(help="Which response is shown first; random: for each vote.")
     ] = "random",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of presentation orders and of sampling.")] = 0,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6,
-    top_p: Annotated[float, typer.Option(max=1.0, help="In (0, 1].")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest thinking and verdict, in tokens.")] = 8192,
-    max_prompt_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest prompt, in tokens; over-long responses keep their ends.")
-    ] = 4096,
-    template: Annotated[str, typer.Option(help="The judge's prompt: a packaged name or a file (see rrm template).")] = (
-        "default"
-    ),
-    direct: Annotated[bool, typer.Option("--direct", help="The verdict at once, without thinking.")] = False,
+    temperature: Temperature = 0.6,
+    top_p: TopP = 1.0,
+    max_new_tokens: MaxNewTokens = 8192,
+    max_prompt_tokens: MaxPromptTokens = 4096,
+    template: TemplateName = None,
+    direct: Direct = None,
     keep_thinking: Annotated[
         bool, typer.Option("--keep-thinking", help="Show what responses hold up to their last </think>, too.")
     ] = False,
@@ -50,18 +47,15 @@ def command(
     Example:
       rrm judge --model runs/judge --pairs pairs.jsonl --out judged.jsonl --votes 4 --order both
     """
-    from rrm_jax.cli.loading import LazyModel, Progress, check_rows, fit_positions, warn
+    from rrm_jax.cli.loading import LazyModel, Progress, check_rows, warn
     from rrm_jax.data.jsonl import AppendLog, Reader
     from rrm_jax.data.records import Pair, Unique, parse_pair
     from rrm_jax.errors import RrmError
-    from rrm_jax.judging.judge import Judge, content_digest
+    from rrm_jax.judging.judge import content_digest
     from rrm_jax.judging.store import VoteLog
     from rrm_jax.judging.summary import summarise
-    from rrm_jax.judging.template import check_template, load_template
     from rrm_jax.provenance import write_provenance
-    from rrm_jax.sampling.protocol import Decoding
 
-    prompt = load_template(template)
     digests: dict[str, str] = {}
 
     def note(pair: Pair) -> None:
@@ -70,25 +64,19 @@ def command(
     skipped = check_rows(pairs, Unique(parse_pair), strict, note)
     progress = Progress("judging", len(digests))
     generator = LazyModel(model, mesh, dtype, batch_size, progress.tokens)
-    if warning := check_template(prompt, generator.facts, generator.names, not direct):
-        warn(f"warning: {warning}")
-    try:
-        decoding = Decoding(temperature, top_p=top_p, max_new_tokens=max_new_tokens)
-        judge = Judge(
-            generator,
-            generator.tokenizer,
-            prompt,
-            decoding,
-            seed=seed,
-            votes=votes,
-            order=order,
-            thinking=not direct,
-            max_prompt_tokens=fit_positions(max_prompt_tokens, max_new_tokens, generator.max_positions),
-            keep_thinking=keep_thinking,
-            model=f"{generator.fingerprint} in {generator.dtype}",
-        )
-    except ValueError as error:
-        raise RrmError(str(error)) from None
+    judge = open_judge(
+        generator,
+        template=template,
+        direct=direct,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        seed=seed,
+        votes=votes,
+        order=order,
+        keep_thinking=keep_thinking,
+    )
     votes_path = out.with_name(out.name + ".votes.jsonl")
     if out.is_file() and out.stat().st_size and not votes_path.is_file():
         raise RrmError(f"{out} exists, but not {votes_path}, so it cannot be gone on with; choose another --out")

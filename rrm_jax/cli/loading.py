@@ -108,8 +108,8 @@ class LazyModel:
     """A Generator that is loaded when its first request comes: settings are checked before a weight is read, and a
     job that was done already needs none.
 
-    `names` are what the model is called; `max_positions` bounds prompt and new tokens together; `facts` and
-    `fingerprint`: see `LoadedModel`.
+    `assets` is where its tokenizer's files are; `names` are what the model is called; `max_positions` bounds prompt
+    and new tokens together; `facts` and `fingerprint`: see `LoadedModel`.
     """
 
     def __init__(self, model: Path, mesh: str, dtype: str, batch_size: int, progress: Callable[[int, int], None]):
@@ -119,7 +119,7 @@ class LazyModel:
 
         parse_mesh(mesh)
         source = open_source(model)
-        self.tokenizer = Tokenizer.load(source.assets)
+        self.assets, self.tokenizer = source.assets, Tokenizer.load(source.assets)
         self.facts, self.dtype = source.facts, parse_dtype(dtype).name
         self.max_positions = position_limit(source.config)
         self.fingerprint = source.fingerprint()

@@ -6,17 +6,17 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rrm_jax.cli.judge_options import Direct, MaxNewTokens, MaxPromptTokens, Temperature, TemplateName, TopP, open_judge
 from rrm_jax.cli.loading import BatchSize, Dtype, LazyModel, Mesh, Model, Progress, Strict, check_rows, warn
 from rrm_jax.data.jsonl import Reader
 from rrm_jax.data.records import Candidates, Unique, parse_candidates
 from rrm_jax.errors import RrmError
 
 if TYPE_CHECKING:
-    from rrm_jax.judging.judge import Judge
     from rrm_jax.ranking.strategies import Elo, Knockout, Result
 
 
@@ -32,16 +32,12 @@ def command(
         str, typer.Option(help="A comparison without a winner is a random one's win (random) or a draw (elo only).")
     ] = "random",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of brackets, orders, coins and sampling.")] = 0,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6,
-    top_p: Annotated[float, typer.Option(max=1.0, help="In (0, 1].")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest thinking and verdict, in tokens.")] = 8192,
-    max_prompt_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest prompt, in tokens; over-long responses keep their ends.")
-    ] = 4096,
-    template: Annotated[str, typer.Option(help="The judge's prompt: a packaged name or a file (see rrm template).")] = (
-        "default"
-    ),
-    direct: Annotated[bool, typer.Option("--direct", help="The verdict at once, without thinking.")] = False,
+    temperature: Temperature = 0.6,
+    top_p: TopP = 1.0,
+    max_new_tokens: MaxNewTokens = 8192,
+    max_prompt_tokens: MaxPromptTokens = 4096,
+    template: TemplateName = None,
+    direct: Direct = None,
     batch_size: BatchSize = 32,
     dtype: Dtype = "auto",
     mesh: Mesh = "data=1,fsdp=-1,tensor=1",
@@ -65,7 +61,6 @@ def command(
     from rrm_jax.judging.store import VoteLog
     from rrm_jax.provenance import write_provenance
     from rrm_jax.ranking.strategies import Item, run_tournaments
-    from rrm_jax.sampling.protocol import Decoding
 
     plan = choose_strategy(strategy, invalid, seed)
     rows: dict[str, Candidates] = {}
@@ -74,11 +69,17 @@ def command(
     _refuse_to_overwrite(out, votes_path, rows, candidates)
     progress = Progress("comparisons", sum(plan.most_comparisons(len(row.responses)) for row in rows.values()))
     generator = LazyModel(model, mesh, dtype, batch_size, progress.tokens)
-    try:
-        decoding = Decoding(temperature, top_p=top_p, max_new_tokens=max_new_tokens)
-    except ValueError as error:
-        raise RrmError(str(error)) from None
-    judge = _open_judge(generator, template, decoding, seed, votes, not direct, max_prompt_tokens)
+    judge = open_judge(
+        generator,
+        template=template,
+        direct=direct,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        seed=seed,
+        votes=votes,
+    )
     settings = judge.settings | {"strategy": {"name": strategy, **dataclasses.asdict(plan)}}
     started = time.perf_counter()
     with VoteLog(votes_path, settings) as log:
@@ -121,29 +122,6 @@ def _refuse_to_overwrite(out: Path, votes_path: Path, ids: Iterable[str], candid
     lost = {row.get("id") for _, row in Reader(out, lambda row: row)} - set(ids)
     if lost:
         raise RrmError(f"{out} holds {len(lost)} row(s) whose ids are not in {candidates}; choose another --out")
-
-
-def _open_judge(
-    generator: LazyModel, template: str, decoding: Any, seed: int, votes: int, thinking: bool, max_prompt_tokens: int
-) -> "Judge":
-    from rrm_jax.cli.loading import fit_positions
-    from rrm_jax.judging.judge import Judge
-    from rrm_jax.judging.template import check_template, load_template
-
-    prompt = load_template(template)
-    if warning := check_template(prompt, generator.facts, generator.names, thinking):
-        warn(f"warning: {warning}")
-    return Judge(
-        generator,
-        generator.tokenizer,
-        prompt,
-        decoding,
-        seed=seed,
-        votes=votes,
-        thinking=thinking,
-        max_prompt_tokens=fit_positions(max_prompt_tokens, decoding.max_new_tokens, generator.max_positions),
-        model=f"{generator.fingerprint} in {generator.dtype}",
-    )
 
 
 def _write(out: Path, results: Sequence["Result"]) -> None:

@@ -2,7 +2,7 @@
 
 RUN/config.yaml     the resolved configuration
 RUN/run.json        versions, git revision, data fingerprints, seed
-RUN/assets/         config.json and tokenizer of the model
+RUN/assets/         config.json and tokenizer of the model, and the judge's template
 RUN/metrics.jsonl   one row a step; RUN/tensorboard/ the same
 RUN/checkpoints/    parameters, optimiser state and position, every `checkpoint.every` steps
 """
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import yaml
 
-from rrm_jax.checkpoints.assets import copy_assets
+from rrm_jax.checkpoints.assets import JUDGE_TEMPLATE, copy_assets
 from rrm_jax.checkpoints.training_state import TrainingCheckpoints
 from rrm_jax.data.jsonl import Reader, write_whole
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.errors import RrmError
-from rrm_jax.judging.template import Template, load_template
+from rrm_jax.judging.template import Template, load_template, to_toml
 from rrm_jax.provenance import write_provenance
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.learner import Learner
@@ -74,6 +74,7 @@ class Run:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             copy_assets(self.learner.model.assets, self.directory / "assets")
+            write_whole(self.directory / "assets" / JUDGE_TEMPLATE, to_toml(self.template))
             write_provenance(self.directory / "run.json", config=resolved, seed=config.seed, inputs=inputs)
             write_whole(self.directory / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
         except OSError as error:

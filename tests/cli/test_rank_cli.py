@@ -53,7 +53,7 @@ class FakeModel:
     killed_at = -1
 
     def __init__(self, model, mesh, dtype, batch_size, progress):
-        self.tokenizer = Tokenizer.load(model)
+        self.assets, self.tokenizer = model, Tokenizer.load(model)
         self.max_positions, self.facts = 20_000, {}
         self.names, self.fingerprint, self.dtype = ["fake"], "fake", "float32"
 

@@ -1,0 +1,43 @@
+"""Which template and mode a judge gets when none is asked for."""
+
+import types
+
+import pytest
+
+from rrm_jax.cli.judge_options import open_judge
+from rrm_jax.data.tokenizer import Tokenizer
+from rrm_jax.data.word_tokenizer import write_word_tokenizer
+from rrm_jax.judging.template import load_template
+from rrm_jax.quickstart import world
+
+
+@pytest.fixture
+def assets(tmp_path):
+    write_word_tokenizer(tmp_path, world.WORDS)
+    return tmp_path
+
+
+def _open(assets, facts, template=None, direct=None):
+    model = types.SimpleNamespace(
+        assets=assets, tokenizer=Tokenizer.load(assets), facts=facts, names=["m"], max_positions=9000,
+        fingerprint="f", dtype="float32",
+    )  # fmt: skip
+    return open_judge(
+        model, template=template, direct=direct, temperature=1.0, top_p=1.0, max_new_tokens=8, max_prompt_tokens=2048,
+        seed=0, votes=1,
+    ).settings  # fmt: skip
+
+
+def test_a_model_brings_its_own_template_and_mode(assets, capsys):
+    plain = _open(assets, {})
+    assert plain["template"] == load_template("default").sha256
+    assert plain["thinking"] is True
+    (assets / "judge_template.toml").write_text(world.TEMPLATE, encoding="utf-8")
+    own = load_template(assets / "judge_template.toml").sha256
+    facts = {"judge_template_sha256": own, "judge_thinking": False}
+    trained = _open(assets, facts)
+    assert (trained["template"], trained["thinking"]) == (own, False)
+    assert "warning" not in capsys.readouterr().err
+    asked = _open(assets, facts, template="default", direct=False)
+    assert (asked["template"], asked["thinking"]) == (plain["template"], True)
+    assert "trained with the judge template" in capsys.readouterr().err
