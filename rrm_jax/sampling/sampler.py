@@ -176,7 +176,10 @@ class _Run:
         self.drawn: list[tuple[list[int], list[float]]] = [([], []) for _ in range(batch)]
         self.slots: engine.Slots | None = None
         while self.waiting or any(self.owner):
-            self._fill()
+            started = self._give_slots()
+            self._look_ahead()
+            self._make_room()
+            self._prefill(started)
             yield from self._decode_block()
 
     def _look_ahead(self) -> None:
@@ -184,28 +187,28 @@ class _Run:
             self.sampler._check(request)
             self.waiting.append(request)
 
-    def _fill(self) -> None:
-        """Gives free slots to waiting requests; each distinct prompt among them is prefilled once."""
-        placed: dict[tuple[int, ...], list[int]] = {}
+    def _give_slots(self) -> dict[tuple[int, ...], list[int]]:
+        """Gives free slots to waiting requests: the slots that each prompt now starts in."""
+        started: dict[tuple[int, ...], list[int]] = {}
         for slot, owner in enumerate(self.owner):
             if owner is None and self.waiting:
                 request = self.waiting.popleft()
                 self._assign(slot, request)
-                placed.setdefault(request.prompt_ids, []).append(slot)
-        self._look_ahead()
-        if not placed:
-            return
-        self._make_room(0)
+                started.setdefault(request.prompt_ids, []).append(slot)
+        return started
+
+    def _prefill(self, started: dict[tuple[int, ...], list[int]]) -> None:
+        """Fills the slots with their prompts' keys and values, each distinct prompt computed once."""
         for chunk in self._kept:
-            self._place(chunk, {prompt: placed.pop(prompt) for prompt in chunk.rows if prompt in placed})
+            self._place(chunk, {prompt: started.pop(prompt) for prompt in chunk.rows if prompt in started})
         by_length: dict[int, list[tuple[int, ...]]] = {}
-        for prompt in placed:
+        for prompt in started:
             by_length.setdefault(bucket(len(prompt)), []).append(prompt)
         for columns, prompts in sorted(by_length.items()):
             size = self._prefill_rows(columns)
-            for start in range(0, len(prompts), size):
-                chunk = self._prefill(prompts[start : start + size], columns, size)
-                self._place(chunk, {prompt: placed[prompt] for prompt in chunk.rows})
+            for first in range(0, len(prompts), size):
+                chunk = self._compute(prompts[first : first + size], columns, size)
+                self._place(chunk, {prompt: started[prompt] for prompt in chunk.rows})
                 self._kept.append(chunk)
         # Prompts of which more samples wait stay at hand: a group is seldom a multiple of the free slots.
         needed = {request.prompt_ids for request in self.waiting}
@@ -230,7 +233,7 @@ class _Run:
         ways = self.sampler._ways
         return max(ways, min(len(self.owner), _PREFILL_TOKENS * ways // columns) // ways * ways)
 
-    def _prefill(self, prompts, columns: int, size: int) -> _Chunk:
+    def _compute(self, prompts: list[tuple[int, ...]], columns: int, size: int) -> _Chunk:
         tokens, lengths = np.zeros((size, columns), np.int32), np.ones(size, np.int32)
         for at, prompt in enumerate(prompts):
             tokens[at, : len(prompt)], lengths[at] = prompt, len(prompt)
@@ -249,10 +252,10 @@ class _Run:
                 layers[layer] = self.programs.place_kv(layers[layer], x, source)
         self.slots = old._replace(hidden=self.programs.place_hidden(old.hidden, new.hidden, source))
 
-    def _make_room(self, ahead: int) -> None:
-        """Columns for every row at work, its prompt's bucket or `ahead` tokens more; fewer when half would do."""
+    def _make_room(self) -> None:
+        """Columns for the next block of every row at work, and for its prompt's bucket; fewer when half would do."""
         rows, live = self.rows, ~self.rows.done
-        end = np.minimum(rows.length + rows.drawn + ahead, rows.length + rows.max_new)[live]
+        end = (rows.length + np.minimum(rows.drawn + self.sampler.block, rows.max_new))[live]
         need = max(bucket(int(end.max()), _CACHE_BUCKET), bucket(int(rows.length[live].max())))
         if self.slots is None:
             self.slots = self.programs.empty(batch=len(self.owner), columns=need)
@@ -264,7 +267,6 @@ class _Run:
                     layers[layer] = self.programs.resize(layers[layer], columns=need)
 
     def _decode_block(self) -> Iterator[Completion]:
-        self._make_room(self.sampler.block)
         live = int(np.sum(~self.rows.done))
         # With others waiting, come back once an eighth of the slots is free; else when all are done.
         enough = live - max(1, len(self.owner) // 8) if self.waiting else 0

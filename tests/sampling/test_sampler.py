@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from rrm_jax.errors import RrmError
 from rrm_jax.models import decoder
@@ -139,6 +140,21 @@ def test_noise_is_addressed_by_id_sample_seed_and_position():
     assert all(len(set(ids)) > 5 for ids in first)  # positions do not repeat one noise
     again = {c.request: c.token_ids for c in sampler.generate([*others[::-1], base])}
     assert [again[r] for r in (base, *others)] == first
+
+
+def test_noise_is_fresh_at_every_position():
+    # With an output matrix of zeros every token is equally likely: what is left is the noise itself.
+    flat = {**PARAMS, "lm_head": np.zeros_like(PARAMS["lm_head"])}
+    sampler = make_sampler(params=flat)
+    found = run(sampler, make_requests(40, max_new_tokens=64))
+    ids = np.array([c.token_ids for c in found.values()])
+    # 64 draws of 64 show 40.6 different ones, with a standard deviation of 2.4.
+    assert all(28 <= len(set(row)) <= 53 for row in ids)
+    # And the 40 rows agree at a position as seldom as chance has it: 29.9 different ones of 64.
+    assert all(18 <= len(set(column)) <= 40 for column in ids.T)
+    counts = np.bincount(ids.ravel(), minlength=64)
+    assert stats.chisquare(counts).pvalue > 1e-3
+    np.testing.assert_allclose(found["item-0", 0].logprobs, -np.log(64), atol=1e-5)
 
 
 def test_a_sample_does_not_depend_on_its_company():
