@@ -1,7 +1,6 @@
 """Typed configuration: frozen pydantic models, read from YAML with `extends:` and dotted overrides."""
 
 import difflib
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,11 +47,16 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RrmError(f"{path} is not valid YAML: {error}") from None
+    except OSError as error:
+        raise RrmError(f"cannot read {path}: {error.strerror or error}") from None
     if not isinstance(tree, dict):
         raise RrmError(f"{path} must hold a mapping at its top level, not {type(tree).__name__}")
     if "extends" not in tree:
         return tree
-    base = path.parent / tree.pop("extends")
+    extends = tree.pop("extends")
+    if not isinstance(extends, str):
+        raise RrmError(f"{path}: extends must be the path of one file, not {extends!r}")
+    base = path.parent / extends
     if not base.is_file():
         raise RrmError(f"{path} extends {base}, which does not exist")
     return _merge(_read_yaml(base, (*seen, path.resolve())), tree)
@@ -72,20 +76,21 @@ def _dotted(overrides: Sequence[str]) -> dict[str, Any]:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise RrmError(f"override {override!r} is not of the form key=value, e.g. optimizer.learning_rate=1e-6")
-        node = tree
-        *parents, last = key.split(".")
-        for parent in parents:
-            node = node.setdefault(parent, {})
         try:
-            node[last] = yaml.safe_load(value)
+            nested = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise RrmError(f"override {override!r}: the value is not valid YAML: {error}") from None
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        tree = _merge(tree, nested)
     return tree
 
 
 def _explain(cls: type[BaseModel], problem: dict[str, Any]) -> str:
     location = tuple(str(part) for part in problem["loc"])
     where = ".".join(location) or "(top level)"
+    if problem["type"] == "missing":
+        return f"{where}: a value is required"
     if problem["type"] != "extra_forbidden":
         return f"{where}: {problem['msg']} (got {problem['input']!r})"
     known = _keys_of(cls)
@@ -105,10 +110,7 @@ def _keys_of(cls: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, field in cls.model_fields.items():
         keys.append(prefix + name)
-        options = (
-            typing.get_args(field.annotation) if isinstance(field.annotation, types.UnionType) else (field.annotation,)
-        )
-        for option in options:
+        for option in typing.get_args(field.annotation) or (field.annotation,):  # Section, or Section | None
             if isinstance(option, type) and issubclass(option, BaseModel):
                 keys += _keys_of(option, f"{prefix}{name}.")
     return keys

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,7 @@ from rrm_jax.models.decoder import Params
 from rrm_jax.models.params import ParamSpec, named_specs
 
 Report = Callable[[int, int], None]
-_GROUP_BYTES = 256 * 2**20
-
-
-def spec_bytes(spec: ParamSpec, dtype: np.dtype) -> int:
-    return int(np.prod(spec.shape)) * dtype.itemsize
+Planned = dict[Names, tuple[ParamSpec, np.dtype]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,36 +49,48 @@ class Summary:
     notes: tuple[str, ...]
 
 
-def _summarise(tensors: list[tuple[Names, ParamSpec, np.dtype]], samples: list[fingerprint.Sample], notes: list[str]):
-    sizes = [spec_bytes(spec, dtype) for _, spec, dtype in tensors]
-    parameters = sum(int(np.prod(spec.shape)) for _, spec, _ in tensors)
-    dtype = "+".join(sorted({dtype.name for _, _, dtype in tensors}))
-    return Summary(len(tensors), parameters, sum(sizes), dtype, fingerprint.combine(samples), tuple(notes))
+def _bytes(spec: ParamSpec, dtype: np.dtype) -> int:
+    return int(np.prod(spec.shape)) * dtype.itemsize
 
 
-class _Plan:
-    """The tensors to write, in order, with the dtype each will have."""
+def _sizes(planned: Planned) -> list[tuple[Names, int]]:
+    return [(names, _bytes(spec, dtype)) for names, (spec, dtype) in planned.items()]
 
-    def __init__(self, source: Source, dtype: Any):
-        self.source = source
+
+def _summarise(planned: Planned, samples: list[fingerprint.Sample], notes: list[str]) -> Summary:
+    parameters = sum(int(np.prod(spec.shape)) for spec, _ in planned.values())
+    size = sum(size for _, size in _sizes(planned))
+    dtype = "+".join(sorted({dtype.name for _, dtype in planned.values()}))
+    return Summary(len(planned), parameters, size, dtype, fingerprint.combine(samples), tuple(notes))
+
+
+class _Reader:
+    """Reads a source's tensors in the dtype each will be written in, and keeps count of them."""
+
+    def __init__(self, source: Source, dtype: Any, report: Report):
+        self._source, self._report = source, report
         target = None if dtype is None else parse_dtype(dtype)
-        self.tensors: list[tuple[Names, ParamSpec, np.dtype]] = [
-            (names, spec, source.dtype(names, spec) if target is None else target)
+        self.planned: Planned = {
+            names: (spec, source.dtype(names, spec) if target is None else target)
             for names, spec in named_specs(source.config)
-        ]
-        self.sizes = [spec_bytes(spec, dtype) for _, spec, dtype in self.tensors]
+        }
+        self.total, self._done = sum(size for _, size in _sizes(self.planned)), 0
         self._samples: list[fingerprint.Sample] = []
-        self._done = 0
 
-    def read(self, names: Names, spec: ParamSpec, dtype: np.dtype, report: Report) -> np.ndarray:
-        tensor = cast(self.source.read(names, spec), dtype, spec.hf)
+    def __call__(self, names: Names) -> np.ndarray:
+        spec, dtype = self.planned[names]
+        tensor = cast(self._source.read(names, spec), dtype, spec.hf)
         self._samples.append((spec.hf, dtype, spec.hf_shape, fingerprint.rows_of(tensor, spec.hf_shape)))
         self._done += tensor.nbytes
-        report(self._done, sum(self.sizes))
+        self._report(self._done, self.total)
         return tensor
 
     def summary(self) -> Summary:
-        return _summarise(self.tensors, self._samples, _notes(self.source))
+        notes = list(self._source.notes)
+        if not has_tokenizer(self._source.assets):
+            where = self._source.assets
+            notes.append(f"{where} holds no tokenizer.json: the result has no tokenizer, so no text can be judged")
+        return _summarise(self.planned, self._samples, notes)
 
 
 def convert(src: str | Path, dst: str | Path, dtype: Any = None, report: Report = lambda done, total: None) -> Summary:
@@ -93,13 +101,12 @@ def convert(src: str | Path, dst: str | Path, dtype: Any = None, report: Report 
     Raises RrmError for a source that is not whole, a destination that exists or cannot be written.
     """
     source = open_source(src)
-    plan = _Plan(source, dtype)
+    read = _Reader(source, dtype, report)
     with new_directory(Path(dst)) as building:
-        _need(building, sum(plan.sizes))
+        _need(building, read.total)
         copy_assets(source.assets, building)
-        tensors = ((names, plan.read(names, spec, dtype, report)) for names, spec, dtype in plan.tensors)
-        write_params(building / PARAMS, tensors, max(_GROUP_BYTES, *plan.sizes))
-        summary = plan.summary()
+        write_params(building / PARAMS, _sizes(read.planned), read)
+        summary = read.summary()
         origin = {"kind": source.kind, "path": str(Path(src))}
         _write_manifest(building, summary, source.facts, origin)
     return summary
@@ -120,23 +127,17 @@ def export(
     if max_shard_bytes < 1:
         raise RrmError(f"a shard must have at least 1 byte, not {max_shard_bytes}")
     source = open_source(src)
-    plan = _Plan(source, dtype)
+    read = _Reader(source, dtype, report)
     with new_directory(Path(dst)) as building:
-        _need(building, sum(plan.sizes))
+        _need(building, read.total)
         copied = copy_assets(source.assets, building)
-        _say_dtype(building, {dtype for _, _, dtype in plan.tensors})
+        _say_dtype(building, {dtype for _, dtype in read.planned.values()})
         if GENERATION_CONFIG not in copied:
             write_json(building / GENERATION_CONFIG, minimal_generation_config(building))
         if source.facts:
             write_json(building / FACTS, source.facts)
-        planned = {spec.hf: (names, dtype) for names, spec, dtype in plan.tensors}
-
-        def read(spec: ParamSpec) -> np.ndarray:
-            names, dtype = planned[spec.hf]
-            return plan.read(names, spec, dtype, report)
-
-        write_safetensors(building, [(spec, dtype) for _, spec, dtype in plan.tensors], read, max_shard_bytes)
-    return plan.summary()
+        write_safetensors(building, read.planned, read, max_shard_bytes)
+    return read.summary()
 
 
 def _say_dtype(directory: Path, dtypes: set[np.dtype]) -> None:
@@ -146,13 +147,6 @@ def _say_dtype(directory: Path, dtypes: set[np.dtype]) -> None:
     told = with_dtype(hf, dtypes.pop().name)
     if told != hf:  # else the file stays as it is, byte for byte
         write_json(directory / CONFIG, told)
-
-
-def _notes(source: Source) -> list[str]:
-    notes = list(source.notes)
-    if not has_tokenizer(source.assets):
-        notes.append(f"{source.assets} holds no tokenizer.json: the result has no tokenizer, so no text can be judged")
-    return notes
 
 
 def _need(building: Path, size: int) -> None:
@@ -183,23 +177,25 @@ def save_model(
     """
     if assets is not None and (Path(assets) / CONFIG).is_file() and read_config(Path(assets)) != config:
         raise RrmError(f"{Path(assets) / CONFIG} describes another model than the one to be saved")
-    planned = [(names, spec, np.dtype(_leaf(params, names, whole=True).dtype)) for names, spec in named_specs(config)]
+    planned: Planned = {}
+    for names, spec in named_specs(config):
+        whole = _leaf(params, names, whole=True)
+        if whole.shape[-len(spec.shape) :] != spec.shape:
+            raise ValueError(f"{'.'.join(names)} has shape {whole.shape}, not {spec.shape} (after any layer axis)")
+        planned[names] = spec, np.dtype(whole.dtype)
     samples: list[fingerprint.Sample] = []
 
-    def tensors() -> Iterator[tuple[Names, Any]]:
-        for names, spec, dtype in planned:
-            tensor = _leaf(params, names)
-            if tensor.shape != spec.shape:
-                raise ValueError(f"{'.'.join(names)} has shape {tensor.shape}, its declaration {spec.shape}")
-            samples.append((spec.hf, dtype, spec.hf_shape, _sampled(tensor, spec.hf_shape)))
-            yield names, tensor
+    def read(names: Names) -> Any:
+        (spec, dtype), tensor = planned[names], _leaf(params, names)
+        samples.append((spec.hf, dtype, spec.hf_shape, _sampled(tensor, spec.hf_shape)))
+        return tensor
 
     with new_directory(Path(dst)) as building:
         if jax.process_index() == 0:
             copied = copy_assets(assets, building) if assets is not None else []
             if CONFIG not in copied:
-                write_json(building / CONFIG, with_dtype(to_hf(config), planned[0][2].name))
-        write_params(building / PARAMS, tensors(), max(_GROUP_BYTES, *(spec_bytes(s, d) for _, s, d in planned)))
+                write_json(building / CONFIG, with_dtype(to_hf(config), planned[("embedding",)][1].name))
+        write_params(building / PARAMS, _sizes(planned), read)
         summary = _summarise(planned, samples, [])
         barrier("written")
         if jax.process_index() == 0:

@@ -6,7 +6,7 @@ and the tensors' bytes. Tensors are read with plain reads into fresh memory: map
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from rrm_jax.checkpoints import fingerprint
-from rrm_jax.checkpoints.assets import refuse
+from rrm_jax.checkpoints.assets import refuse, write_json
 from rrm_jax.errors import RrmError
 from rrm_jax.models.config import DecoderConfig
 from rrm_jax.models.params import ParamSpec, named_specs
@@ -263,45 +263,48 @@ def _stream(entry: Entry) -> Iterator[bytearray]:
 
 def write_safetensors(
     directory: Path,
-    tensors: Iterable[tuple[ParamSpec, np.dtype]],
-    read: Callable[[ParamSpec], np.ndarray],
+    planned: Mapping[tuple[str, ...], tuple[ParamSpec, np.dtype]],
+    read: Callable[[tuple[str, ...]], np.ndarray],
     max_shard_bytes: int,
 ) -> None:
     """Writes `model.safetensors`, or several shards of at most `max_shard_bytes` of tensors and their index.
 
-    `read(spec)` is asked for one tensor at a time, in the given order, and gives the announced dtype. A tensor
-    larger than a shard gets one of its own.
+    `planned` says in what order, and in which dtype, `read(names)` gives the tensors, one at a time. A tensor larger
+    than a shard gets one of its own.
     """
-    shards: list[list[tuple[ParamSpec, np.dtype, int]]] = [[]]
+    shards: list[list[tuple[str, ...]]] = [[]]
     filled = total = 0
-    for spec, dtype in tensors:
+    for names, (spec, dtype) in planned.items():
         size = int(np.prod(spec.hf_shape)) * dtype.itemsize
         if shards[-1] and filled + size > max_shard_bytes:
             shards.append([])
             filled = 0
-        shards[-1].append((spec, dtype, size))
+        shards[-1].append(names)
         filled, total = filled + size, total + size
-    names = [f"model-{at:05d}-of-{len(shards):05d}.safetensors" for at in range(1, len(shards) + 1)]
+    files = [f"model-{at:05d}-of-{len(shards):05d}.safetensors" for at in range(1, len(shards) + 1)]
     if len(shards) == 1:
-        names = [SINGLE]
+        files = [SINGLE]
     else:
-        weight_map = {spec.hf: name for name, shard in zip(names, shards, strict=True) for spec, _, _ in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    for name, shard in zip(names, shards, strict=True):
-        _write_shard(directory / name, shard, read)
+        weight_map = {planned[names][0].hf: file for file, shard in zip(files, shards, strict=True) for names in shard}
+        write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    for file, shard in zip(files, shards, strict=True):
+        _write_shard(directory / file, {names: planned[names] for names in shard}, read)
 
 
-def _write_shard(path: Path, shard: list[tuple[ParamSpec, np.dtype, int]], read: Callable[[ParamSpec], np.ndarray]):
+def _write_shard(
+    path: Path,
+    planned: Mapping[tuple[str, ...], tuple[ParamSpec, np.dtype]],
+    read: Callable[[tuple[str, ...]], np.ndarray],
+) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
-    for spec, dtype, size in shard:
-        offsets = [at, at + size]
-        header[spec.hf] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(spec.hf_shape), "data_offsets": offsets}
-        at += size
+    for spec, dtype in planned.values():
+        end = at + int(np.prod(spec.hf_shape)) * dtype.itemsize
+        header[spec.hf] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(spec.hf_shape), "data_offsets": [at, end]}
+        at = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin aligned
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for spec, _, _ in shard:
-            file.write(memoryview(np.ascontiguousarray(read(spec)).reshape(-1).view(np.uint8)))
+        for names in planned:
+            file.write(memoryview(np.ascontiguousarray(read(names)).reshape(-1).view(np.uint8)))

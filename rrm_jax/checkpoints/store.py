@@ -10,7 +10,7 @@ RUN/checkpoints/STEP/        params (layers stacked, float32), opt_state, meta
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ PARAMS, OPT_STATE, META = "params", "opt_state", "meta"
 FORMAT = 1
 COMMITTED = "commit_success.txt"
 _STATE = "state"  # the name Orbax gives to a checkpoint's only tree
+_GROUP_BYTES = 256 * 2**20  # written in one save, at least
+_MOST_GROUPS = 32
 _CHUNK_BYTES = 16 * 2**20  # small enough that a device reads little more than its own shard
 
 Names = tuple[str, ...]
@@ -65,33 +67,50 @@ def _reason(cause: BaseException) -> str:
     return getattr(cause, "strerror", None) or text[:400] or type(cause).__name__
 
 
-def write_params(directory: Path, tensors: Iterable[tuple[Names, Any]], group_bytes: int) -> None:
-    """Writes (path, array) pairs as one Orbax checkpoint, holding about `group_bytes` of them at a time.
+def write_params(directory: Path, tensors: Sequence[tuple[Names, int]], read: Callable[[Names], Any]) -> None:
+    """Writes the named arrays, of the given sizes in bytes, as one Orbax checkpoint, reading some while writing others.
 
-    Arrays are NumPy's or jax's, possibly sharded; with several processes all must write the same sequence.
+    `read(names)` gives an array, NumPy's or jax's, possibly sharded, that nobody changes; it is asked for one after
+    another, in order. With several processes all must write the same sequence. About two groups are in memory: a
+    group is at least as large as the largest array, since the cost of a save grows with the number of saves before.
     """
+    total, largest = sum(size for _, size in tensors), max(size for _, size in tensors)
     context = orbax_context()
-    context.memory.deepcopy_host_arrays = False  # every save below ends before its arrays can change
+    context.memory.deepcopy_host_arrays = False
+    saving: Any = None
     with context, orbax_errors("write", directory):
-        for group in _grouped(tensors, group_bytes):
-            ocp.partial.save(str(directory.absolute()), group)
-            del group
+        try:
+            for group in _groups(tensors, max(_GROUP_BYTES, largest, total // _MOST_GROUPS)):
+                tree = _tree(group, read)
+                if saving is not None:
+                    saving.result()
+                saving = ocp.partial.save_async(str(directory.absolute()), tree)
+                del tree  # so that it is freed once it is written
+        finally:
+            if saving is not None:
+                saving.result()
         ocp.partial.finalize(str(directory.absolute()))
 
 
-def _grouped(tensors: Iterable[tuple[Names, Any]], group_bytes: int) -> Iterator[Any]:
-    group: dict[str, Any] = {}
-    filled = 0
-    for path, tensor in tensors:
-        if group and filled + tensor.nbytes > group_bytes:
-            yield group
-            group, filled = {}, 0
-        node = group
-        for key in path[:-1]:
+def _tree(group: list[Names], read: Callable[[Names], Any]) -> Any:
+    tree: dict[str, Any] = {}
+    for names in group:
+        node = tree
+        for key in names[:-1]:
             node = node.setdefault(key, {})
-        node[path[-1]] = tensor
-        filled += tensor.nbytes
-        del tensor
+        node[names[-1]] = read(names)
+    return tree
+
+
+def _groups(tensors: Sequence[tuple[Names, int]], group_bytes: int) -> Iterator[list[Names]]:
+    group: list[Names] = []
+    filled = 0
+    for names, size in tensors:
+        if group and filled + size > group_bytes:
+            yield group
+            group, filled = [], 0
+        group.append(names)
+        filled += size
     yield group
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -75,8 +76,31 @@ def write_whole(path: str | Path, text: str) -> None:
     partial.replace(path)
 
 
+def _encode(row: dict[str, Any]) -> bytes:
+    try:
+        text = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    except UnicodeEncodeError:  # a lone surrogate has no UTF-8, but an escape
+        text = json.dumps(row, separators=(",", ":")).encode("ascii")
+    return text + b"\n"
+
+
+def _drop_torn_line(path: Path) -> None:
+    with open(path, "rb+") as file:
+        end = keep = file.seek(0, os.SEEK_END)
+        while keep > 0:
+            start = max(0, keep - 65_536)
+            file.seek(start)
+            newline = file.read(keep - start).rfind(b"\n")
+            if newline >= 0:
+                keep = start + newline + 1
+                break
+            keep = start
+        if keep < end:
+            file.truncate(keep)
+
+
 class AppendLog:
-    """An append-only JSONL file. A row counts once its newline is on disk: opening drops a torn last line.
+    """An append-only JSONL file. A row counts once its newline is in the file: opening drops a torn last line.
 
     Not for two writers at once. Errors of the file system are RrmErrors that name the file.
     """
@@ -85,56 +109,45 @@ class AppendLog:
         self.path = Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "ab+")  # noqa: SIM115
-            self._drop_torn_line()
+            # Unbuffered: what could not be written must not be tried again, half a row later, when the file is closed.
+            self._file = io.FileIO(self.path, "a")
+            _drop_torn_line(self.path)
         except OSError as error:
             raise RrmError(f"cannot write {self.path}: {error.strerror or error}") from None
 
-    def _drop_torn_line(self) -> None:
-        end = self._file.seek(0, os.SEEK_END)
-        keep = end
-        while keep > 0:
-            start = max(0, keep - 65_536)
-            self._file.seek(start)
-            newline = self._file.read(keep - start).rfind(b"\n")
-            if newline >= 0:
-                keep = start + newline + 1
-                break
-            keep = start
-        if keep < end:
-            self._file.truncate(keep)
-
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows written so far, oldest first."""
-        with open(self.path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    yield _decode(line)
-                except RowError as error:
-                    raise RrmError(
-                        f"{self.path}:{number}: {error}; the log is damaged, move it away to start afresh"
-                    ) from None
+        """The rows written so far, oldest first. Raises RrmError at one that is not a JSON object."""
+        try:
+            with open(self.path, "rb") as file:
+                for number, line in enumerate(file, start=1):
+                    try:
+                        yield _decode(line)
+                    except RowError as error:
+                        raise RrmError(
+                            f"{self.path}:{number}: {error}; the log is damaged, move it away to start afresh"
+                        ) from None
+        except OSError as error:
+            raise RrmError(f"cannot read {self.path}: {error.strerror or error}") from None
 
     def append(self, row: dict[str, Any]) -> None:
         """Writes one row and hands it to the operating system before returning (a killed process loses none)."""
-        line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
-        at = self._file.seek(0, os.SEEK_END)
+        line = memoryview(_encode(row))
+        before = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(line)
-            self._file.flush()
+            while line:
+                line = line[self._file.write(line) :]
         except OSError as error:
-            self._undo(at)
+            with contextlib.suppress(OSError):  # else the torn line is dropped when the log is next opened
+                self._file.truncate(before)
             raise RrmError(
                 f"cannot write {self.path}: {error.strerror or error}; every row before is kept, run again to go on"
             ) from None
 
-    def _undo(self, at: int) -> None:
-        with contextlib.suppress(OSError):  # else the torn line is dropped when the log is next opened
-            os.truncate(self.path, at)
-
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # append has reported what could not be written
+        try:
             self._file.close()
+        except OSError as error:  # some network file systems report here that rows were not kept
+            raise RrmError(f"cannot write {self.path}: {error.strerror or error}") from None
 
     def __enter__(self) -> "AppendLog":
         return self

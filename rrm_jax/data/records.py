@@ -58,7 +58,10 @@ def _field(row: dict[str, Any], key: str) -> Any:
 
 
 def _text(row: dict[str, Any], key: str) -> str:
-    value = _field(row, key)
+    return _checked_text(_field(row, key), key)
+
+
+def _checked_text(value: Any, key: str) -> str:
     if not isinstance(value, str):
         raise RowError(f"field {key!r} must be a string, not {type(value).__name__}")
     try:
@@ -72,16 +75,14 @@ def _id(row: dict[str, Any]) -> str:
     value = _field(row, "id")
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise RowError(f"field 'id' must be a string or an integer, not {type(value).__name__}")
-    return str(value)
+    return _checked_text(str(value), "id")
 
 
 def parse_pair(row: dict[str, Any]) -> Pair:
     label = row.get("label")
-    if label is not None and (isinstance(label, bool) or label not in (1, 2)):
+    if label is not None and (type(label) is not int or label not in (1, 2)):
         raise RowError(f"field 'label' must be 1, 2 or null, not {label!r}")
-    source = row.get("source", "")
-    if not isinstance(source, str):
-        raise RowError(f"field 'source' must be a string, not {type(source).__name__}")
+    source = _checked_text(row.get("source", ""), "source")
     return Pair(_id(row), _text(row, "query"), _text(row, "response_1"), _text(row, "response_2"), label, source)
 
 
@@ -96,17 +97,16 @@ def parse_labelled_pair(row: dict[str, Any]) -> Pair:
 
 def parse_candidates(row: dict[str, Any]) -> Candidates:
     responses = _field(row, "responses")
-    if not isinstance(responses, list) or not responses or not all(isinstance(r, str) for r in responses):
+    if not isinstance(responses, list) or not responses:
         raise RowError("field 'responses' must be a list of at least one string")
-    for at in range(len(responses)):
-        _text({f"responses[{at}]": responses[at]}, f"responses[{at}]")
+    checked = tuple(_checked_text(response, f"responses[{at}]") for at, response in enumerate(responses))
     correct = row.get("correct")
     if correct is not None:
         count = len(responses)
         if not isinstance(correct, list) or len(correct) != count or not all(isinstance(c, bool) for c in correct):
             raise RowError(f"field 'correct' must be a list of {count} booleans, one for each response, or null")
         correct = tuple(correct)
-    return Candidates(_id(row), _text(row, "query"), tuple(responses), correct)
+    return Candidates(_id(row), _text(row, "query"), checked, correct)
 
 
 def parse_prompt(row: dict[str, Any]) -> Prompt:

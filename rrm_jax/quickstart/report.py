@@ -1,8 +1,14 @@
-"""The quickstart's one table and one figure."""
+"""The quickstart's table and figure."""
 
 from pathlib import Path
 from typing import Any
 
+NAMES = {
+    "warm_start": "thinking, warm start",
+    "grpo": "thinking, + GRPO",
+    "direct_warm_start": "DirectJudge, warm start",
+    "direct_grpo": "DirectJudge, + GRPO",
+}
 THINKING, DIRECT = "#3b6fb6", "#c2703d"
 
 
@@ -10,25 +16,21 @@ def print_table(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    held_out = results["held_out"]
     table = Table(title=f"Held-out pairs, both orders (seed {results['seed']})", title_justify="left")
-    for heading in ("judge", "trained by", "accuracy T=1", "accuracy T=0.6", "order consistency T=1", "invalid T=1"):
-        table.add_column(heading, justify="left" if heading in ("judge", "trained by") else "right")
-    names = {
-        "warm_start": ("thinking", "warm start"),
-        "grpo": ("thinking", "warm start + GRPO"),
-        "direct_warm_start": ("DirectJudge", "warm start"),
-        "direct_grpo": ("DirectJudge", "warm start + GRPO"),
-    }
-    for run, (judge, trained) in names.items():
-        hot, cool = held_out[run]["1.0"], held_out[run]["0.6"]
+    table.add_column("judge")
+    for heading in ("accuracy, T=1", "T=0.6", "consistent, T=1", "invalid, T=1"):
+        table.add_column(heading, justify="right")
+    for run, name in NAMES.items():
+        hot, cool = results["held_out"][run]["1.0"], results["held_out"][run]["0.6"]
         shares = (hot["accuracy"], cool["accuracy"], hot["order_consistency"], hot["invalid_rate"])
-        table.add_row(judge, trained, *(f"{100 * share:.1f} %" for share in shares))
-    table.add_section()
-    table.add_row("best of 8", "way of choosing", "right, T=1", "comparisons")
+        table.add_row(name, *(f"{100 * share:.1f} %" for share in shares))
+    best = Table(title="Choosing one of 8 candidates (T=1)", title_justify="left")
+    best.add_column("way")
+    best.add_column("right", justify="right")
+    best.add_column("comparisons", justify="right")
     for way, found in results["best_of_8"].items():
-        table.add_row("", way, f"{100 * found['accuracy']:.1f} %", f"{found['comparisons']:.0f}")
-    Console().print(table)
+        best.add_row(way, f"{100 * found['accuracy']:.1f} %", f"{found['comparisons']:.0f}")
+    Console().print(table, best)
 
 
 def draw_figure(results: dict[str, Any], path: Path) -> None:

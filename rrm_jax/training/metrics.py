@@ -2,10 +2,13 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from rrm_jax.data.jsonl import AppendLog, write_whole
+
+_LINE_SECONDS = 2.0
 
 
 class Metrics:
@@ -21,14 +24,16 @@ class Metrics:
         path = directory / "metrics.jsonl"
         _keep_until(path, step)
         self._log = AppendLog(path)
+        self._printed: dict[str, float] = {}
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1, flush_secs=10)
 
     def write(self, kind: str, step: int, values: dict[str, Any], show: tuple[str, ...] = ()) -> None:
-        """Records `values` (numbers); prints those named in `show`."""
+        """Records `values` (numbers); prints those named in `show`, unless a line of this kind was just printed."""
         self._log.append({"kind": kind, "step": step, **values})
         for name, value in values.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
-        if show:
+        if show and time.monotonic() - self._printed.get(kind, -_LINE_SECONDS) >= _LINE_SECONDS:
+            self._printed[kind] = time.monotonic()
             shown = "  ".join(f"{name} {values[name]:.4g}" for name in show if name in values)
             print(f"{kind} {step}  {shown}", file=sys.stderr, flush=True)
 

@@ -68,8 +68,7 @@ def train_supervised(config: TrainConfig, resume: bool, report: Report) -> Path:
                 tokens = sum(len(row.completion_ids) for row in rows)
                 sums = learner.update(_batches(rows, learner.rows, config.length_bucket), tokens)
             values = {"loss": sums["loss"], "grad_norm": sums["grad_norm"], "tokens": float(tokens), **run.seconds()}
-            show = ("loss", "grad_norm") if step % 50 == 0 or step == config.steps else ()
-            run.metrics.write("train", step, values, show)
+            run.metrics.write("train", step, values, ("loss", "grad_norm"))
             evaluator.after(step)
             run.finish_step(step, {})
     return run.directory
