@@ -93,17 +93,13 @@ def _explain(cls: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"{where}: a value is required"
     if problem["type"] != "extra_forbidden":
         return f"{where}: {problem['msg']} (got {problem['input']!r})"
-    known = _keys_of(cls)
-    near = difflib.get_close_matches(where, known, n=1, cutoff=0.5) or [
-        key for key in known if key.split(".")[-1] == location[-1]
-    ]
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(sorted(_siblings(known, location)))}"
-    return f"{where}: unknown key{hint}"
-
-
-def _siblings(known: list[str], location: tuple[str, ...]) -> list[str]:
-    prefix = ".".join(location[:-1])
-    return [key for key in known if key.rpartition(".")[0] == prefix]
+    known = [key.rpartition(".") for key in _keys_of(cls)]
+    *section, wrong = location
+    siblings = [leaf for parent, _, leaf in known if parent == ".".join(section)]
+    near = [".".join((*section, leaf)) for leaf in difflib.get_close_matches(wrong, siblings, n=1)]
+    near += [f"{parent}{dot}{leaf}" for parent, dot, leaf in known if leaf == wrong]  # right, but in another section
+    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(siblings))}"
+    return f"{where}: unknown key; {hint}"
 
 
 def _keys_of(cls: type[BaseModel], prefix: str = "") -> list[str]:

@@ -69,11 +69,14 @@ def _decode(line: bytes) -> dict[str, Any]:
 
 
 def write_whole(path: str | Path, text: str) -> None:
-    """Writes a UTF-8 file that appears, or replaces the old one, only when complete."""
+    """Writes a UTF-8 file that appears, or replaces the old one, only when complete; RrmError when it cannot."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise RrmError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _encode(row: dict[str, Any]) -> bytes:
