@@ -96,10 +96,10 @@ def test_a_windowed_layer_sees_its_window_and_no_further():
 
 @pytest.mark.parametrize("config", [CONFIG, WINDOWED, DYNAMIC], ids=["default", "windowed", "dynamic"])
 def test_packed_and_padded_rows_equal_each_sequence_by_itself(config):
-    a, b, c = sequence(9, 1), sequence(5, 2), sequence(12, 3)
-    packed = batch_of([a, b], [c], time=16, pad=EOS)
+    a, b, c, d = sequence(9, 1), sequence(5, 2), sequence(12, 3), sequence(10, 4)
+    packed = batch_of([a, b], [c], [b, d], time=16, pad=EOS)
     hidden, _ = run(config, params_of(config), *packed, Options())
-    for seq, got in ((a, hidden[0, :9]), (b, hidden[0, 9:14]), (c, hidden[1, :12])):
+    for seq, got in ((a, hidden[0, :9]), (b, hidden[0, 9:14]), (c, hidden[1, :12]), (d, hidden[2, 5:15])):
         alone, _ = run(config, params_of(config), *batch_of([seq], time=len(seq)), Options())
         assert_close(got, alone[0])
 
