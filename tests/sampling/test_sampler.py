@@ -292,12 +292,12 @@ def test_a_row_that_turns_nan_is_named_and_the_others_go_on():
     broken["embedding"][1], broken["lm_head"][1] = np.nan, 0
     how = Decoding(0.0, max_new_tokens=12)
     good = [Request(f"good-{i}", (3, 4, 5 + i), how) for i in range(12)]
-    bad = [Request("bad one", (2, 1, 2), how), Request("bad two", (1,), how, sample=4)]
+    bad = [Request("bad one", (2,) + (1,) * 50, how), Request("bad two", (1,), how, sample=4)]
     found = []
     stream = make_sampler(params=broken).generate([*bad, *good])
     with pytest.raises(RrmError, match=r"2 request.*'bad one' \(sample 0\), 'bad two' \(sample 4\)"):
         found.extend(stream)
-    # Twelve through eight slots: some were served by a slot that had held a bad row.
+    # Twelve through eight slots: some were served by the slot of a bad row, with NaN beyond their own prompts.
     assert {c.request.id: c.token_ids for c in found} == {r.id: greedy_loop(CONFIG, broken, r) for r in good}
 
 
