@@ -199,8 +199,11 @@ class _Run:
 
     def _prefill(self, started: dict[tuple[int, ...], list[int]]) -> None:
         """Fills the slots with their prompts' keys and values, each distinct prompt computed once."""
+        # Prompts of which more samples wait stay at hand: a group is seldom a multiple of the free slots.
+        needed = {request.prompt_ids for request in self.waiting}
         for chunk in self._kept:
             self._place(chunk, {prompt: started.pop(prompt) for prompt in chunk.rows if prompt in started})
+        self._kept = [chunk for chunk in self._kept if not needed.isdisjoint(chunk.rows)]
         by_length: dict[int, list[tuple[int, ...]]] = {}
         for prompt in started:
             by_length.setdefault(bucket(len(prompt)), []).append(prompt)
@@ -209,10 +212,8 @@ class _Run:
             for first in range(0, len(prompts), size):
                 chunk = self._compute(prompts[first : first + size], columns, size)
                 self._place(chunk, {prompt: started[prompt] for prompt in chunk.rows})
-                self._kept.append(chunk)
-        # Prompts of which more samples wait stay at hand: a group is seldom a multiple of the free slots.
-        needed = {request.prompt_ids for request in self.waiting}
-        self._kept = [chunk for chunk in self._kept if not needed.isdisjoint(chunk.rows)][-_KEPT_CHUNKS:]
+                if not needed.isdisjoint(chunk.rows):
+                    self._kept = [*self._kept, chunk][-_KEPT_CHUNKS:]
 
     def _assign(self, slot: int, request: Request) -> None:
         rows, decoding = self.rows, request.decoding
