@@ -28,7 +28,7 @@ FORMAT = 1
 COMMITTED = "commit_success.txt"
 _STATE = "state"  # the name Orbax gives to a checkpoint's only tree
 _GROUP_BYTES = 256 * 2**20  # written in one save, at least
-_MOST_GROUPS = 32
+_MOST_GROUPS = 32  # a save takes the longer, the more were made before it
 _CHUNK_BYTES = 16 * 2**20  # small enough that a device reads little more than its own shard
 
 Names = tuple[str, ...]
@@ -68,27 +68,17 @@ def _reason(cause: BaseException) -> str:
 
 
 def write_params(directory: Path, tensors: Sequence[tuple[Names, int]], read: Callable[[Names], Any]) -> None:
-    """Writes the named arrays, of the given sizes in bytes, as one Orbax checkpoint, reading some while writing others.
+    """Writes the named arrays, of the given sizes in bytes, as one Orbax checkpoint, a group at a time.
 
-    `read(names)` gives an array, NumPy's or jax's, possibly sharded, that nobody changes; it is asked for one after
-    another, in order. With several processes all must write the same sequence. About two groups are in memory: a
-    group is at least as large as the largest array, since the cost of a save grows with the number of saves before.
+    `read(names)` gives an array, NumPy's or jax's, possibly sharded; it is asked for one after another, in order.
+    With several processes all must write the same sequence. One group is in memory, with a copy while it is written.
     """
     total, largest = sum(size for _, size in tensors), max(size for _, size in tensors)
     context = orbax_context()
-    context.memory.deepcopy_host_arrays = False
-    saving: Any = None
+    context.memory.deepcopy_host_arrays = False  # nobody changes the arrays: every save ends here
     with context, orbax_errors("write", directory):
-        try:
-            for group in _groups(tensors, max(_GROUP_BYTES, largest, total // _MOST_GROUPS)):
-                tree = _tree(group, read)
-                if saving is not None:
-                    saving.result()
-                saving = ocp.partial.save_async(str(directory.absolute()), tree)
-                del tree  # so that it is freed once it is written
-        finally:
-            if saving is not None:
-                saving.result()
+        for group in _groups(tensors, max(_GROUP_BYTES, largest, total // _MOST_GROUPS)):
+            ocp.partial.save(str(directory.absolute()), _tree(group, read))
         ocp.partial.finalize(str(directory.absolute()))
 
 

@@ -18,7 +18,7 @@ def print_table(results: dict[str, Any]) -> None:
 
     table = Table(title=f"Held-out pairs, both orders (seed {results['seed']})", title_justify="left")
     table.add_column("judge")
-    for heading in ("accuracy, T=1", "T=0.6", "consistent, T=1", "invalid, T=1"):
+    for heading in ("right, T=1", "right, T=0.6", "consistent", "invalid"):
         table.add_column(heading, justify="right")
     for run, name in NAMES.items():
         hot, cool = results["held_out"][run]["1.0"], results["held_out"][run]["0.6"]
