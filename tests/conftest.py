@@ -30,3 +30,12 @@ def real_data() -> Path:
 def r1_tokenizer_dir(real_data: Path) -> Path:
     """The DeepSeek-R1-Distill-Qwen tokenizer's files."""
     return real_data / "tokenizers" / "deepseek_r1_distill_qwen"
+
+
+@pytest.fixture(scope="module")
+def quick_compiles():
+    """For modules whose time goes into compiling: XLA leaves the machine code unoptimised, values stay the same."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

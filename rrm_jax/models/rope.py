@@ -59,7 +59,9 @@ def rotations(
 
     `seq_len_BT` is the length of each token's own sequence so far in this call. Only `dynamic` (NTK-aware
     scaling, whose base grows with the sequence) reads it; it is per sequence, so that a row's result does not
-    depend on the batch it is in (transformers takes the batch's maximum: equal when lengths are).
+    depend on the batch it is in (transformers takes the batch's maximum: equal when lengths are). Cached keys
+    keep the base of the length they were made at, as in transformers: beyond `max_positions`, decoding is not the
+    same function as one pass over the whole sequence.
     """
     rope, width = config.rope, config.head_dim
     if rope.kind == "dynamic":

@@ -19,6 +19,8 @@ from rrm_jax.models.params import is_spec, param_specs
 from rrm_jax.parallel.mesh import MeshShape, batch_sharding, make_mesh, param_sharding, partition_spec
 from rrm_jax.testing import realistic_params, tiny_config
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 HEAD_128 = tiny_config(head_dim=128)
 HEAD_96 = tiny_config(head_dim=96)
 HEAD_256 = tiny_config(head_dim=256)

@@ -17,6 +17,8 @@ from rrm_jax.models.decoder import Options, decode, forward, prefill, unembed
 from rrm_jax.models.params import stack
 from rrm_jax.testing import realistic_params, tiny_config
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 CONFIG = tiny_config()
 WINDOWED = tiny_config(sliding_window=4, window_layers=(False, True))
 DYNAMIC = tiny_config(max_positions=8, rope=Rope(kind="dynamic", factor=3.0))

@@ -3,10 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rrm_jax.models.params import init_params, is_spec, named_specs, param_specs, stack, unstack
 from rrm_jax.parallel.mesh import MeshShape, make_mesh, param_sharding
 from rrm_jax.testing import realistic_params, tiny_config
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 CONFIG = tiny_config()
 

@@ -15,6 +15,8 @@ from rrm_jax.models.params import is_spec, param_specs
 from rrm_jax.parallel.mesh import MeshShape, batch_sharding, make_mesh, param_sharding, partition_spec
 from rrm_jax.testing import realistic_params, tiny_config
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 CONFIG = tiny_config(num_heads=8, num_kv_heads=4)
 
 
