@@ -79,15 +79,16 @@ def test_stored_old_logprobs_make_the_clip_act(home):
     assert any(row["clip_low"] + row["clip_high"] > 0 for row in rows)
 
 
-def test_every_split_into_micro_batches_gives_the_same_step(home):
-    """float32: only the order of sums differs. Gradients are divided once, by the global count."""
-    base = {"steps": 1, "optimizer__clip_norm": 1e9}
+def test_every_split_into_micro_batches_gives_the_same_step(home, monkeypatch):
+    """16 rows as 16, 8, 4 and 1 micro-batches (float32: only the order of sums differs); divided once."""
+    monkeypatch.setattr(learner_module, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
     norms, losses = [], []
-    for rows in (1, 8, 16):
-        run = _train(home, f"micro{rows}", micro_batch_rows=rows, mesh={"data": 1, "fsdp": 8, "tensor": 1}, **base)
+    for rows in (1, 2, 5, 16):
+        run = _train(home, f"micro{rows}", micro_batch_rows=rows, steps=1, grpo__mini_batch_prompts=4)
         (row,) = read_metrics(run, "train")
         norms.append(row["grad_norm"])
         losses.append(row["loss"])
+    assert norms[0] > 0.01
     np.testing.assert_allclose(norms, norms[0], rtol=1e-4)
     np.testing.assert_allclose(losses, losses[0], rtol=1e-4, atol=1e-6)
 
