@@ -36,7 +36,7 @@ def command(
 
 
 def parse_size(text: str) -> int:
-    """ "5GB", "500 MiB" or plain bytes. Raises RrmError for anything else, and for zero."""
+    """Bytes of "5GB", "500 MiB" or a plain number. Raises RrmError for anything else, and for zero."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B?)\s*", text, re.IGNORECASE)
     unit = match.group(2).upper() if match else "?"
     size = int(float(match.group(1)) * _UNITS[unit]) if match and unit in _UNITS else 0

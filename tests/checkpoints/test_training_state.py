@@ -146,6 +146,7 @@ def test_a_writer_killed_at_any_time_leaves_whole_steps(tmp_path):
         checkpoints.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of writers whose save has failed
 def test_a_save_that_cannot_be_written_is_reported(tmp_path):
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
     params, opt_state = state(mesh, 0)
