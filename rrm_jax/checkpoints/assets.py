@@ -137,9 +137,9 @@ def new_directory(dst: Path) -> Iterator[Path]:
     `dst` must not exist. What a killed run left is replaced. With several processes all must come here: the first
     one makes, renames and removes the directory. Errors of the file system are RrmErrors.
     """
-    building = incomplete_name(dst)
     if os.path.lexists(dst):
         raise RrmError(f"{dst} exists already; give another destination or remove it")
+    building = incomplete_name(dst)
     try:
         if _is_primary():
             dst.parent.mkdir(parents=True, exist_ok=True)

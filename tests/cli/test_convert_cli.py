@@ -61,6 +61,7 @@ def test_wrong_input_exits_2_with_one_message(rrm, hf, tmp_path):
         (("convert", tmp_path / "nowhere", tmp_path / "c"), "nowhere does not exist"),
         (("convert", hf, tmp_path / "c", "--dtype", "int8"), "'int8' is not one of bfloat16, float16, float32"),
         (("convert", hf, hf), "exists already"),
+        (("convert", hf, "."), "exists already"),
         (("export", hf, tmp_path / "c", "--max-shard-size", "big"), "'big' is not a size such as 5GB"),
         (("inspect", tmp_path), "is not a model"),
     ):
