@@ -19,7 +19,7 @@ _QUERY = "Last digit of the sum of "
 TEMPLATE = """\
 name = "quickstart"
 system = "Choose the right answer."
-user = "{query}\\nAssistant 1: {response_1}\\nAssistant 2: {response_2}\\n"
+user = "{query}\\nAssistant 1: {response_1}\\nAssistant 2: {response_2}"
 thinking_prefix = "<think>"
 direct_prefix = "<think></think>"
 """
@@ -29,7 +29,8 @@ WORDS = (
     "Choose the right answer.",
     "\nAssistant 1: ",
     "\nAssistant 2: ",
-    "\n",
+    " is the first.",
+    " is the second.",
     "\\boxed{Assistant 1}",
     "\\boxed{Assistant 2}",
 )
@@ -75,7 +76,9 @@ def demonstrations(count: int, seed: int, derail: float, thinking: bool) -> Iter
         if derailed:
             sums[int(rng.integers(0, DIGITS)) :] += wrong - right
         verdict = 3 - pair["label"] if derailed else pair["label"]
-        thoughts = "".join(str(total % 10) for total in sums) + "</think>" if thinking else ""
+        running = "".join(str(total % 10) for total in sums)
+        named = "first" if verdict == 1 else "second"
+        thoughts = f"{running} is the {named}.</think>" if thinking else ""
         yield pair | {"completion": f"{thoughts}\\boxed{{Assistant {verdict}}}"}
 
 
