@@ -18,18 +18,21 @@ def make_base(directory: Path) -> Path:
 def make_data(directory: Path) -> None:
     world.write_jsonl(directory / "pairs.jsonl", world.pairs(40, 1))
     world.write_jsonl(directory / "eval.jsonl", world.pairs(6, 2))
-    world.write_jsonl(directory / "demonstrations.jsonl", world.demonstrations(40, 3, 0.5, True))
+    world.write_jsonl(directory / "demonstrations.jsonl", world.demonstrations(40, 3, 0.5, thinking=False))
     (directory / "template.toml").write_text(world.TEMPLATE, encoding="utf-8")
 
 
 def settings(directory: Path, output: str, **changes: Any) -> dict[str, Any]:
-    """A GRPO configuration on what `make_base` and `make_data` made in `directory`; `changes` are dotted keys."""
+    """A GRPO configuration on what stands in `directory`: `warm`, a model that gives verdicts, and `make_data`'s files.
+
+    `changes` are keys whose levels are joined by two underscores.
+    """
     tree: dict[str, Any] = {
         "output": str(directory / output),
         "steps": 3,
-        "model": {"path": str(directory / "base"), "compute_dtype": "float32", "remat": "none"},
+        "model": {"path": str(directory / "warm"), "compute_dtype": "float32", "remat": "none"},
         "data": {"train": str(directory / "pairs.jsonl"), "eval": None},
-        "judge": {"template": str(directory / "template.toml"), "max_prompt_tokens": 256},
+        "judge": {"template": str(directory / "template.toml"), "max_prompt_tokens": 256, "thinking": False},
         "rollout": {"prompts_per_step": 4, "group_size": 4, "temperature": 0.7, "max_new_tokens": 6, "batch_size": 16},
         "grpo": {"mini_batch_prompts": 2, "kl_coef": 0.01},
         "supervised": {"batch_size": 8},
