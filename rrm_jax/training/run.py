@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from rrm_jax.checkpoints.assets import JUDGE_TEMPLATE, copy_assets
+from rrm_jax.checkpoints.sources import open_source
 from rrm_jax.checkpoints.training_state import TrainingCheckpoints
 from rrm_jax.data.jsonl import Reader, write_whole
 from rrm_jax.data.tokenizer import Tokenizer
@@ -36,9 +37,9 @@ class Run:
         self.config, self.directory = config, Path(config.output)
         self._check_directory(resume)
         self.template: Template = load_template(config.judge.template)
+        self.tokenizer = Tokenizer.load(open_source(config.model.path).assets)
         self.learner = Learner(config)
         report(str(self.learner.attention))
-        self.tokenizer = Tokenizer.load(self.learner.model.assets)
         if not resume:  # nothing is written before all that can be known to be wrong has been looked at
             self._write_directory()
         self.checkpoints = TrainingCheckpoints(self.directory / "checkpoints", keep=config.checkpoint.keep)
