@@ -184,7 +184,7 @@ def test_killed_and_started_again_it_judges_nothing_twice(place, run, monkeypatc
 
 BAD_ROWS = [
     ({"id": "x", "query": "q", "responses": []}, "at least one string"),
-    ({"id": "x", "query": "q", "responses": ["r", 3]}, "at least one string"),
+    ({"id": "x", "query": "q", "responses": ["r", 3]}, "'responses[1]' must be a string"),
     ({"id": "x", "responses": ["r"]}, "'query' is missing"),
     ({"id": "x", "query": "q", "responses": ["r", "s"], "correct": [True]}, "a list of 2 booleans"),
     ({"id": "x", "query": "q", "responses": ["r", "s"], "correct": [1, 0]}, "a list of 2 booleans"),
