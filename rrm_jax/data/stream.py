@@ -41,7 +41,7 @@ class Stream[T]:
 
 
 class PairStream(Stream[Pair]):
-    """Pairs whose responses are put in a random order, the label with them, anew in each epoch (SPEC §2)."""
+    """Pairs whose responses are put in a random order, the label with them, anew in each epoch (docs/method.md)."""
 
     def __init__(self, rows: Sequence[Pair], seed: int):
         super().__init__(rows, seed)

@@ -1,4 +1,4 @@
-"""Sequential online Elo (SPEC: initial 1000, scale 400, K = 4, tie ½) over many tournaments at once.
+"""Sequential online Elo (docs/method.md: initial 1000, scale 400, K = 4, tie ½) over many tournaments at once.
 
 Axes: B tournaments, M matches in the order they are played, C candidates.
 """

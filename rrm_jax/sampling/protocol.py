@@ -13,7 +13,7 @@ class Decoding:
 
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep every token. Order: temperature, then top-k, then
     top-p over what top-k left, as transformers does. `stop_ids` end a sequence and are kept as its last token.
-    The defaults are the paper's (SPEC: temperature 0.6, top-p 1, at most 8,192 new tokens).
+    The defaults are the released code's (docs/method.md).
     """
 
     temperature: float = 0.6

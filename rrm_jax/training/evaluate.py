@@ -51,7 +51,7 @@ class Evaluator:
 def both_orders(judgments: Sequence[Judgment]) -> dict[str, float]:
     """Scores of labelled pairs judged with order "both".
 
-    `accuracy`: share of single verdicts that are right, an invalid one counting ½ (SPEC §1.4).
+    `accuracy`: share of single verdicts that are right, an invalid one counting ½ (docs/method.md).
     `order_consistency`: share of votes whose two orders name the same response. Rates are over single verdicts.
     """
     votes = [(vote, judgment.pair.label) for judgment in judgments for vote in judgment.votes]

@@ -1,4 +1,4 @@
-"""GRPO on verdicts: sample, reward right and wrong, update. Read top to bottom (SPEC §3; 2402.03300).
+"""GRPO on verdicts: sample, reward right and wrong, update. Read top to bottom (docs/method.md; 2402.03300).
 
 Axes: B rows, C completion time, P prompts, G samples of one prompt.
 """
@@ -32,11 +32,11 @@ class _Batch(NamedTuple):
 
 def train_grpo(config: TrainConfig, resume: bool, report: Report) -> Path:
     """Runs (or resumes) a GRPO run; returns its directory."""
-    pairs_read = read_rows(config.data.train, parse_labelled_pair, config.data.limit, report)
+    labelled = read_rows(config.data.train, parse_labelled_pair, config.data.limit, report)
     held_out = read_held_out(config, report)
     with Run(config, resume, report) as run:
         learner, grpo, rollout = run.learner, config.grpo, config.rollout
-        stream, evaluator = PairStream(pairs_read, config.seed), Evaluator(run, held_out)
+        stream, evaluator = PairStream(labelled, config.seed), Evaluator(run, held_out)
         reference = _reference(run) if grpo.kl_coef else None
         score = _scorer(run)
         decoding = Decoding(rollout.temperature, max_new_tokens=rollout.max_new_tokens, stop_ids=run.tokenizer.stop_ids)
@@ -69,7 +69,7 @@ def train_grpo(config: TrainConfig, resume: bool, report: Report) -> Path:
                 ("accuracy", "reward_mean", "response_length", "invalid_rate", "kl", "entropy", "grad_norm"),
             )
             evaluator.after(step)
-            run.finish_step(step, {})
+            run.finish_step(step)
     return run.directory
 
 

@@ -46,7 +46,7 @@ class Rollouts:
 
 
 def show(pair: Pair, template: Template, tokenizer: Tokenizer, judge: JudgeConfig) -> JudgePrompt:
-    """The judge's prompt for a pair as it stands; the responses' own thinking is not shown (SPEC §1.5)."""
+    """The judge's prompt for a pair as it stands; the responses' own thinking is not shown (docs/method.md)."""
     return build_prompt(
         template,
         tokenizer,

@@ -49,7 +49,8 @@ class Run:
             self.learner.restore(self.checkpoints, latest)
             self.first_step = latest + 1
             report(f"resuming {self.directory} after step {latest}")
-        self.metrics = Metrics(self.directory, self.first_step - 1)
+        # Not even step 0 is kept where no step was: its evaluation is made again.
+        self.metrics = Metrics(self.directory, -1 if latest is None else latest)
         self._seconds: dict[str, float] = {}
 
     def _check_directory(self, resume: bool) -> None:
@@ -93,14 +94,14 @@ class Run:
         taken, self._seconds = self._seconds, {}
         return {f"seconds_{name}": seconds for name, seconds in taken.items()}
 
-    def finish_step(self, step: int, meta: dict) -> None:
+    def finish_step(self, step: int) -> None:
         """Saves where the configuration says so; the last step always. Returns before the file is written."""
         if step % self.config.checkpoint.every == 0 or step == self.config.steps:
             facts = {
                 "judge_template_sha256": self.template.sha256,
                 "judge_thinking": self.config.judge.thinking,
             }
-            self.learner.save(self.checkpoints, step, {"step": step, "facts": facts, **meta})
+            self.learner.save(self.checkpoints, step, {"step": step, "facts": facts})
 
     def __enter__(self) -> "Run":
         return self

@@ -70,7 +70,7 @@ def train_supervised(config: TrainConfig, resume: bool, report: Report) -> Path:
             values = {"loss": sums["loss"], "grad_norm": sums["grad_norm"], "tokens": float(tokens), **run.seconds()}
             run.metrics.write("train", step, values, ("loss", "grad_norm"))
             evaluator.after(step)
-            run.finish_step(step, {})
+            run.finish_step(step)
     return run.directory
 
 

@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,15 @@ def test_evaluation_is_written_before_and_after(home):
     rows = read_metrics(run, "eval")
     assert [row["step"] for row in rows] == [0, 1]
     assert all(0 <= row["accuracy"] <= 1 and row["pairs"] == 6 for row in rows)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(home):
+    changes = {"steps": 1, "data__eval": str(home / "eval.jsonl")}
+    run = _train(home, "early", **changes)
+    before = [[_strip(row) for row in read_metrics(run, kind)] for kind in ("eval", "train")]
+    shutil.rmtree(run / "checkpoints")
+    _train(home, "early", resume=True, **changes)
+    assert [[_strip(row) for row in read_metrics(run, kind)] for kind in ("eval", "train")] == before
 
 
 def test_without_kl_there_is_no_reference(home):
