@@ -27,8 +27,12 @@ def find_uv() -> str:
     if found:
         return found
     print("setting up: uv", file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, "-m", "venv", str(ROOT / ".uv")], check=True)
-    subprocess.run([str(ROOT / ".uv" / BIN / "python"), "-m", "pip", "install", "-q", "uv"], check=True)
+    try:
+        subprocess.run([sys.executable, "-m", "venv", str(ROOT / ".uv")], check=True)
+        subprocess.run([str(ROOT / ".uv" / BIN / "python"), "-m", "pip", "install", "-q", "uv"], check=True)
+    except subprocess.CalledProcessError:
+        shutil.rmtree(ROOT / ".uv", ignore_errors=True)
+        sys.exit("could not put uv into .uv: install uv yourself, or Python's venv module (Debian: python3-venv)")
     return str(own)
 
 
