@@ -107,9 +107,10 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.checkpoints.wait()
-        self.checkpoints.close()
-        self.metrics.close()
+        try:
+            self.checkpoints.close()  # waits for what is being written
+        finally:
+            self.metrics.close()
 
 
 def read_rows[T](path: str, parse: Callable[[dict], T], limit: int | None, report: Report) -> list[T]:
