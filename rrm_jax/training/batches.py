@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from rrm_jax.rl.logprobs import Sequences
+from rrm_jax.sampling.sampler import bucket as sampler_bucket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +26,7 @@ class Row:
 
 def bucket(length: int, base: int) -> int:
     """The smallest of base × (1, 2, 3, 4, 6, 8, 12, 16, …) that holds `length`: at most a third is padding."""
-    size = base
-    while size < length:
-        if size + size // 2 >= length and size >= 2 * base:
-            return size + size // 2
-        size *= 2
-    return size
+    return base if length <= base else sampler_bucket(length, 2 * base)
 
 
 def micro_batches(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:

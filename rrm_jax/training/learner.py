@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rrm_jax.checkpoints.load import LoadedModel, load_model
+from rrm_jax.checkpoints.load import load_model
 from rrm_jax.checkpoints.training_state import TrainingCheckpoints
 from rrm_jax.models.attention import choose_backend
 from rrm_jax.models.decoder import Options, Params
@@ -32,12 +32,13 @@ class Learner:
         self.config = config
         self.mesh = make_mesh(MeshShape(**config.mesh.model_dump()))
         place = functools.partial(param_sharding, self.mesh)
-        self.model: LoadedModel = load_model(config.model.path, mesh=self.mesh, dtype=jnp.float32, stacked=True)
-        self.decoder = self.model.config
+        # Only the parts are kept: a resumed run replaces the parameters, and must not hold these as well.
+        model = load_model(config.model.path, mesh=self.mesh, dtype=jnp.float32, stacked=True)
+        self.decoder, self.assets = model.config, model.assets
         dtype = jnp.dtype(config.model.compute_dtype)
         self.attention = choose_backend(self.decoder, dtype, requested=config.model.attention)
         self.options = Options(dtype, self.attention.backend, config.model.remat, partition_spec)
-        self.params: Params = self.model.params
+        self.params: Params = model.params
         self._abstract = abstract_params(self.decoder, jnp.float32, stacked=True, sharding=place)
         self._tx = make_optimizer(config.optimizer, config.steps * config.updates_per_step)
         with jax.set_mesh(self.mesh):

@@ -75,7 +75,7 @@ class Run:
         inputs = {name: file for name, file in (("train", config.data.train), ("eval", config.data.eval)) if file}
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            copy_assets(self.learner.model.assets, self.directory / "assets")
+            copy_assets(self.learner.assets, self.directory / "assets")
             write_whole(self.directory / "assets" / JUDGE_TEMPLATE, to_toml(self.template))
             write_provenance(self.directory / "run.json", config=resolved, seed=config.seed, inputs=inputs)
             write_whole(self.directory / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
