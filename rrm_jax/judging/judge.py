@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from rrm_jax.data.records import Pair
 from rrm_jax.data.tokenizer import Tokenizer
+from rrm_jax.judging.forcing import forcing, ran_out
 from rrm_jax.judging.prompt import Fitted, fit, strip_thinking
 from rrm_jax.judging.store import VoteLog, VoteRecord
 from rrm_jax.judging.template import Template
-from rrm_jax.judging.verdict import Verdict, verdict_of_completion, written_ids
+from rrm_jax.judging.verdict import Verdict, verdict_of_completion, written_text
 from rrm_jax.sampling.protocol import Completion, Decoding, FinishReason, Generator, Request
 
 Shown = Literal["12", "21"]
@@ -23,7 +24,8 @@ ORDER_POLICIES: tuple[OrderPolicy, ...] = ("random", "given", "both")
 @dataclasses.dataclass(frozen=True)
 class Vote:
     """`order` "21" showed the pair's second response as Assistant 1. `verdict` names the better response in the
-    pair's own order, None when the completion has no valid verdict. Other fields: see `VoteRecord`."""
+    pair's own order, None when the completion has no valid verdict; `probability` is the model's that the pair's
+    `response_1` is the better one, None where it is not known. Other fields: see `VoteRecord`."""
 
     order: Shown
     verdict: Verdict | None
@@ -31,11 +33,17 @@ class Vote:
     tokens: int
     finish_reason: FinishReason
     truncated_input: bool
+    forced: bool = False
+    probability: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Judgment:
-    """A pair's votes. `winner` is what most valid votes name; None: as many for each, or no valid one."""
+    """A pair's votes. `winner` is what most valid votes name; None: as many for each, or no valid one.
+
+    `soft_vote` is the mean probability that `response_1` is the better one, over the votes that have one; None where
+    none has. It does not decide the winner.
+    """
 
     pair: Pair
     votes: tuple[Vote, ...]
@@ -46,13 +54,19 @@ class Judgment:
         return None if ones == twos else 1 if ones > twos else 2
 
     @property
+    def soft_vote(self) -> float | None:
+        known = [vote.probability for vote in self.votes if vote.probability is not None]
+        return sum(known) / len(known) if known else None
+
+    @property
     def tokens(self) -> int:
         return sum(vote.tokens for vote in self.votes)
 
     def to_row(self) -> dict[str, Any]:
-        """`{id, winner, votes: [{order, verdict, text, tokens, finish_reason, truncated_input}], content}`, and for a
-        labelled pair `label` and `correct` (null without a winner). `content` is a digest of what was judged."""
-        row: dict[str, Any] = {"id": self.pair.id, "winner": self.winner}
+        """`{id, winner, probability, votes: [{order, verdict, text, tokens, finish_reason, truncated_input, forced,
+        probability}], content}`, and for a labelled pair `label` and `correct` (null without a winner). A row's
+        `probability` is the `soft_vote`; `content` is a digest of what was judged."""
+        row: dict[str, Any] = {"id": self.pair.id, "winner": self.winner, "probability": self.soft_vote}
         if self.pair.label is not None:
             row["label"] = self.pair.label
             row["correct"] = None if self.winner is None else self.winner == self.pair.label
@@ -66,6 +80,13 @@ def content_digest(pair: Pair) -> str:
 def random_order(seed: int, item_id: str, vote: int) -> Shown:
     """The order in which a vote shows its pair: a fair coin that belongs to (seed, item id, vote)."""
     return "21" if hashlib.sha256(_json([seed, item_id, vote])).digest()[0] & 1 else "12"
+
+
+def _settings(decoding: Decoding) -> dict[str, Any]:
+    """What was added later appears only where it is used, so that logs of earlier versions are gone on with."""
+    settings: dict[str, Any] = {**dataclasses.asdict(decoding)}
+    rules, min_p = settings.pop("thinking"), settings.pop("min_p")
+    return settings | ({"min_p": min_p} if min_p else {}) | ({"forcing": rules} if rules else {})
 
 
 def _json(value: Any) -> bytes:
@@ -84,6 +105,10 @@ class Judge:
     thinking and the verdict comes at once. What responses hold up to their last `</think>` is not shown, unless
     `keep_thinking`. `model` identifies the weights (`LoadedModel.fingerprint`).
 
+    `thinking_budget`: after so many tokens without an end of thinking, thinking is closed and the verdict asked for
+    greedily. `constrain_verdict`: after thinking only the two verdicts are possible, and each vote has the model's
+    probability. See `forcing`; `decoding.max_new_tokens` must have room for all that.
+
     A vote's randomness and its key in a vote log depend on the texts shown, not on where the pair came from: equal
     questions get equal answers, in one job or in another.
     """
@@ -101,6 +126,8 @@ class Judge:
         thinking: bool = True,
         max_prompt_tokens: int = 4096,
         keep_thinking: bool = False,
+        thinking_budget: int | None = None,
+        constrain_verdict: bool = False,
         model: str = "",
     ):
         if votes < 1:
@@ -109,6 +136,16 @@ class Judge:
             raise ValueError(f"order must be one of {', '.join(ORDER_POLICIES)}, not {order!r}")
         if not decoding.stop_ids:
             decoding = dataclasses.replace(decoding, stop_ids=tokenizer.stop_ids)
+        rules = forcing(
+            template,
+            tokenizer,
+            thinking=thinking,
+            budget=thinking_budget,
+            constrain=constrain_verdict,
+            stop_id=decoding.stop_ids[0],
+        )
+        if rules is not None:
+            decoding = dataclasses.replace(decoding, thinking=rules)
         self._generator, self._tokenizer, self._template, self._decoding = generator, tokenizer, template, decoding
         self._seed, self._votes, self._order = seed, votes, order
         self._thinking, self._max_prompt_tokens, self._keep_thinking = thinking, max_prompt_tokens, keep_thinking
@@ -119,7 +156,7 @@ class Judge:
             "template": template.sha256,
             "prefix": template.prefix(thinking),
             "thinking": thinking,
-            **dataclasses.asdict(decoding),
+            **_settings(decoding),
             "seed": seed,
             "max_prompt_tokens": max_prompt_tokens,
             "keep_thinking": keep_thinking,
@@ -184,7 +221,8 @@ class Judge:
                     pending.truncated = fitted.truncated
                 waiting[key] = [(pending, at)]
                 ids = fitted.ids if order == "12" else fitted.turned_ids
-                yield Request(request_id, tuple(ids), self._decoding, vote, self._seed)
+                messages = fitted.messages(self._template, turned=order == "21")
+                yield Request(request_id, tuple(ids), self._decoding, vote, self._seed, messages)
 
     def _plan(self, pair: Pair) -> list[tuple[Shown, int]]:
         if self._order == "both":
@@ -199,10 +237,12 @@ class Judge:
     def _record(self, completion: Completion, truncated: bool) -> VoteRecord:
         return VoteRecord(
             verdict=verdict_of_completion(completion, self._tokenizer, self._thinking),
-            text=self._tokenizer.decode(written_ids(completion, self._tokenizer)),
+            text=written_text(completion, self._tokenizer),
             tokens=len(completion.token_ids),
             finish_reason=completion.finish_reason,
             truncated_input=truncated,
+            forced=ran_out(completion),
+            probability=None if completion.choice_probabilities is None else completion.choice_probabilities[0],
         )
 
 
@@ -223,7 +263,10 @@ class _Pending:
 
     def _vote(self, at: int, order: Shown) -> Vote:
         record = self._records[at]
-        verdict = record.verdict
-        if verdict is not None and order == "21":
-            verdict = 2 if verdict == 1 else 1
-        return Vote(order, verdict, record.text, record.tokens, record.finish_reason, record.truncated_input)
+        fields = dataclasses.asdict(record)
+        if order == "21":  # the verdict and its probability are of the order shown
+            if record.verdict is not None:
+                fields["verdict"] = 2 if record.verdict == 1 else 1
+            if record.probability is not None:
+                fields["probability"] = 1 - record.probability
+        return Vote(order, **fields)

@@ -8,6 +8,7 @@ from rrm_jax.data.tokenizer import END_THINK, Tokenizer
 from rrm_jax.errors import RrmError
 from rrm_jax.judging.template import Template
 
+Messages = tuple[tuple[str, str], ...]  # (role, text)
 NO_ANSWER = "[NO ANSWER]"
 _RESERVED = 200  # tokens that the released code sets aside before it halves the prompt for the two responses
 
@@ -51,12 +52,16 @@ def build_prompt(
 @dataclasses.dataclass(frozen=True)
 class Fitted:
     """(query, response_1, response_2) as they are shown, whether any was cut, and the prompt's ids with the responses
-    in this order and in the other."""
+    in this order and in the other. `messages` gives its turns, without what begins the model's own."""
 
     texts: tuple[str, str, str]
     truncated: bool
     ids: list[int]
     turned_ids: list[int]
+
+    def messages(self, template: Template, turned: bool) -> Messages:
+        query, one, two = self.texts
+        return _messages(template, query, *((two, one) if turned else (one, two)))
 
 
 def fit(
@@ -126,5 +131,8 @@ def _fixed_tokens(template: Template, tokenizer: Tokenizer, thinking: bool) -> i
 
 
 def _encode(template: Template, tokenizer: Tokenizer, query: str, one: str, two: str, thinking: bool) -> list[int]:
-    messages = [("system", template.system), ("user", template.fill(query, one, two))]
-    return tokenizer.encode_chat(messages, template.prefix(thinking))
+    return tokenizer.encode_chat(_messages(template, query, one, two), template.prefix(thinking))
+
+
+def _messages(template: Template, query: str, one: str, two: str) -> Messages:
+    return ("system", template.system), ("user", template.fill(query, one, two))

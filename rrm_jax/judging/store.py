@@ -17,13 +17,20 @@ from rrm_jax.sampling.protocol import FinishReason
 @dataclasses.dataclass(frozen=True)
 class VoteRecord:
     """One completion of the judge. `verdict` is in the order shown; `tokens` counts what was written, the stop
-    token included; `truncated_input` says that the query or a response was cut to fit the prompt."""
+    token included; `truncated_input` says that the query or a response was cut to fit the prompt. `forced`: its
+    thinking budget was used up. `probability`: the model's own that Assistant 1 is the better, where the verdict was
+    constrained."""
 
     verdict: Verdict | None
     text: str
     tokens: int
     finish_reason: FinishReason
     truncated_input: bool
+    forced: bool = False
+    probability: float | None = None
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(VoteRecord))
 
 
 class VoteLog:
@@ -84,7 +91,7 @@ class VoteLog:
             return None
         self._reader.seek(at)
         row = json.loads(self._reader.readline())
-        return VoteRecord(**{field.name: row[field.name] for field in dataclasses.fields(VoteRecord)})
+        return VoteRecord(**{name: row[name] for name in _FIELDS if name in row})  # older logs lack the newer fields
 
     def put(self, key: str, record: VoteRecord) -> None:
         """On disk when it returns (as far as a killed process is concerned)."""

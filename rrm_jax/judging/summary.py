@@ -15,6 +15,7 @@ class Summary:
     invalid_votes: int = 0
     cut_off: int = 0  # completions that reached the token limit before they ended
     truncated_inputs: int = 0  # votes whose query or responses were cut to fit the prompt
+    forced: int = 0  # verdicts asked for because the thinking budget was used up
     tokens: int = 0
     labelled: int = 0
     credit: float = 0.0
@@ -31,6 +32,7 @@ class Summary:
             self.invalid_votes += vote["verdict"] is None
             self.cut_off += vote["finish_reason"] == "length"
             self.truncated_inputs += vote["truncated_input"]
+            self.forced += vote.get("forced", False)  # rows of earlier versions lack it
             self.tokens += vote["tokens"]
         if "label" in row:
             self.labelled += 1
@@ -47,7 +49,8 @@ class Summary:
         lines = [
             f"pairs judged: {self.pairs} (without a winner: {self.no_winner})",
             f"votes: {self.votes} (invalid: {self.invalid_votes}, cut off at the token limit: {self.cut_off}, "
-            f"with inputs truncated: {self.truncated_inputs}); {self.tokens} tokens",
+            f"with inputs truncated: {self.truncated_inputs}, forced by the thinking budget: {self.forced}); "
+            f"{self.tokens} tokens",
         ]
         if self.labelled:
             lines.append(

@@ -10,6 +10,8 @@ A template file is TOML:
     ...{response_1}...{response_2}...'''
     thinking_prefix = "<think>\\n"                  # optional: how the model's turn begins
     direct_prefix = "<think>\\n\\n</think>\\n\\n"   # optional: the same when it must not think
+    closing = "\\n</think>\\n\\n"                  # optional: what ends thinking whose budget is used up
+    verdict_prefix = "\\n\\n"                      # optional: what stands before a constrained verdict
 
 To write one by hand from a model card, copy the card's system text into `system` and its user text into `user`,
 putting {query}, {response_1} and {response_2} where the card's own placeholders stand. Released weights are
@@ -40,14 +42,18 @@ _JSON_NAMES = {"question": "query", "answer1": "response_1", "answer2": "respons
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """`system` is used as it is; `user` holds each of {query}, {response_1}, {response_2} once. The prefixes, in
-    which control tokens are parsed, begin the model's turn: with thinking, and without."""
+    """`system` is used as it is; `user` holds each of {query}, {response_1}, {response_2} once. `thinking_prefix` and
+    `direct_prefix` begin the model's turn, with thinking and without; `closing` is put in where a thinking budget is
+    used up, and may begin the answer; control tokens are parsed in these three. `verdict_prefix` is plain text
+    between the end of thinking and a constrained verdict."""
 
     name: str
     system: str
     user: str
     thinking_prefix: str = "<think>\n"
     direct_prefix: str = "<think>\n\n</think>\n\n"
+    closing: str = "\n</think>\n\n"
+    verdict_prefix: str = "\n\n"
 
     def __post_init__(self):
         for name in _PLACEHOLDERS:

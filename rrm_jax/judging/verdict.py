@@ -8,6 +8,7 @@ from rrm_jax.data.tokenizer import END_THINK, Tokenizer
 from rrm_jax.sampling.protocol import Completion
 
 Verdict = Literal[1, 2]
+VERDICT_FORMS = ("\\boxed{Assistant 1}", "\\boxed{Assistant 2}")
 _VERDICTS: dict[str, Verdict] = {"Assistant 1": 1, "Assistant 2": 2}
 
 
@@ -26,7 +27,9 @@ def parse_verdict(text: str, thinking: bool = True) -> Verdict | None:
 
 def verdict_of_completion(completion: Completion, tokenizer: Tokenizer, thinking: bool = True) -> Verdict | None:
     """As `parse_verdict`, on token ids: where `</think>` is a control token, only the token itself ends thinking,
-    and text that spells it does not."""
+    and text that spells it does not. A completion that came as text is read as text."""
+    if completion.text is not None:
+        return parse_verdict(completion.text, thinking)
     ids = written_ids(completion, tokenizer)
     end_think = tokenizer.control_id(END_THINK)
     if end_think is None:
@@ -35,6 +38,11 @@ def verdict_of_completion(completion: Completion, tokenizer: Tokenizer, thinking
     if closed is None:
         return None if thinking else _boxed_verdict(tokenizer.decode(ids))
     return _boxed_verdict(tokenizer.decode(closed))
+
+
+def written_text(completion: Completion, tokenizer: Tokenizer) -> str:
+    """The completion's text without the stop token that ended it; as it came, where it came as text."""
+    return tokenizer.decode(written_ids(completion, tokenizer)) if completion.text is None else completion.text
 
 
 def written_ids(completion: Completion, tokenizer: Tokenizer) -> Sequence[int]:

@@ -76,10 +76,11 @@ def test_rows_hold_what_their_documentation_says(letters, short):
     long = Pair("long", "q", "a" * 200, "b")
     rows = {judgment.pair.id: judgment.to_row() for judgment in judge.judge([PAIRS[0], long])}
     vote = {"order": "12", "verdict": None, "text": "hm", "tokens": 2, "finish_reason": "length"}
+    vote |= {"forced": False, "probability": None}
     assert rows["p0"]["votes"] == [vote | {"truncated_input": False}]
     assert rows["long"]["votes"] == [vote | {"truncated_input": True}]
-    assert set(rows["p0"]) == {"id", "winner", "label", "correct", "votes", "content"}
-    assert set(rows["long"]) == {"id", "winner", "votes", "content"}
+    assert set(rows["p0"]) == {"id", "winner", "probability", "label", "correct", "votes", "content"}
+    assert set(rows["long"]) == {"id", "winner", "probability", "votes", "content"}
 
 
 def test_random_order_is_a_fair_coin_and_never_changes():
@@ -249,9 +250,57 @@ def test_a_log_serves_any_comparisons_of_the_same_texts(letters, short, tmp_path
         assert {request.sample for request in more._generator.requests} == {2}
 
 
+def test_a_default_judge_has_the_settings_it_always_had(letters, short):
+    """Logs of earlier versions are gone on with; what a newer field adds appears where it is used."""
+    judge = make(letters, short, coin)
+    assert judge.settings == {
+        "model": "", "tokenizer": letters.fingerprint, "template": short.sha256, "prefix": "<think>\n",
+        "thinking": True, "temperature": 0.6, "top_k": 0, "top_p": 1.0, "max_new_tokens": 9,
+        "stop_ids": letters.stop_ids, "seed": 0, "max_prompt_tokens": 4096, "keep_thinking": False, "votes": 1,
+        "order": "random",
+    }  # fmt: skip
+    assert set(judge._vote_settings) == set(judge.settings) - {"votes", "order"}
+    how = Decoding(min_p=0.1)
+    assert Judge(FakeGenerator(letters, coin), letters, short, how).settings["min_p"] == 0.1
+
+
+def test_requests_say_the_same_as_messages(letters, short):
+    judge = make(letters, short, coin, order="both", max_prompt_tokens=110)
+    pair = Pair("x", "q", "<think>t</think>" + "a" * 200, "b {query}")
+    list(judge.judge([pair]))
+    for request in judge._generator.requests:
+        (role, system), (second, user) = request.messages
+        assert (role, system, second) == ("system", short.system, "user")
+        rendered = f"<|begin|>{system}<|user|>{user}<|assistant|><think>\n"
+        assert letters.decode(request.prompt_ids) == rendered
+    first, second = (request.messages[1][1] for request in judge._generator.requests)
+    assert first.index("aaa") < first.index("b {query}")
+    assert second.index("aaa") > second.index("b {query}")
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking", "verdict"),
+    [
+        ("so</think>\\boxed{Assistant 2}", True, 2),
+        ("\\boxed{Assistant 2}", True, None),
+        ("\\boxed{Assistant 2}", False, 2),
+        ("quoting < /think>\\boxed{Assistant 1}", True, None),
+    ],
+)
+def test_completions_that_are_text_are_read_as_text(letters, short, text, thinking, verdict):
+    class Texts(FakeGenerator):
+        def complete(self, request):
+            return Completion(request, (1, 2, 3), (), "stop", text=text)
+
+    judge = Judge(Texts(letters, coin), letters, short, order="given", thinking=thinking)
+    (judgment,) = judge.judge(PAIRS[:1])
+    assert judgment.votes[0].verdict == verdict
+    assert (judgment.votes[0].text, judgment.votes[0].tokens) == (text, 3)
+
+
 CHANGES = {
     "seed": 1, "thinking": False, "max_prompt_tokens": 300, "keep_thinking": True, "model": "other", "votes": 2,
-    "order": "both",
+    "order": "both", "thinking_budget": 2, "constrain_verdict": True,
 }  # fmt: skip
 
 
@@ -259,7 +308,8 @@ CHANGES = {
 def test_changed_settings_are_refused_by_name(letters, short, tmp_path: Path, name: str):
     VoteLog(tmp_path / "log.jsonl", make(letters, short, coin).settings).close()
     changed = make(letters, short, coin, **{name: CHANGES[name]}).settings
-    with pytest.raises(RrmError, match=rf"(?s)other settings.*\n  {name}: was .*, is now") as refused:
+    said = "forcing" if name in ("thinking_budget", "constrain_verdict") else name
+    with pytest.raises(RrmError, match=rf"(?s)other settings.*\n  {said}: was .*, is now") as refused:
         VoteLog(tmp_path / "log.jsonl", changed)
     VoteLog(tmp_path / "log.jsonl", make(letters, short, coin).settings).close()
     assert refused.tb is not None  # whose frames hold the refused log: its lock must not outlive it
