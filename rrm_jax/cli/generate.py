@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rrm_jax.cli.loading import BatchSize, Dtype, Mesh, Model, Strict
+from rrm_jax.cli.options import ModelOptions, Strict, with_options
 
 if TYPE_CHECKING:
     from rrm_jax.data.tokenizer import Tokenizer
-    from rrm_jax.sampling.protocol import Completion
+    from rrm_jax.sampling.protocol import Completion, Decoding
 
 
+@with_options
 def command(
-    model: Model,
+    models: ModelOptions,
     prompts: Annotated[Path, typer.Option(help="JSONL: id, and prompt (text) or prompt_ids (token ids).")],
     out: Annotated[Path, typer.Option(help="JSONL of completions. OUT.run.json stands beside it.")],
     n: Annotated[int, typer.Option("--n", min=1, help="Samples a prompt.")] = 1,
@@ -23,61 +24,66 @@ def command(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6,
     top_p: Annotated[float, typer.Option(max=1.0, help="In (0, 1]: draw from the most probable tokens.")] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from this many most probable tokens; 0: from all.")] = 0,
+    min_p: Annotated[
+        float, typer.Option(max=1.0, min=0.0, help="Drop tokens less probable than this × the most probable one.")
+    ] = 0.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 8192,
-    batch_size: BatchSize = 32,
-    dtype: Dtype = "auto",
-    mesh: Mesh = "data=1,fsdp=-1,tensor=1",
     strict: Strict = False,
 ) -> None:
     """Complete prompts with a model.
 
     A prompt's text goes to the model exactly as it is given, with no chat template; it is trusted: control tokens
     that it spells are control tokens. Where the tokenizer has a BOS and the text does not begin with it, one is put
-    in front. prompt_ids are taken as they are, and need no tokenizer.
+    in front. prompt_ids are taken as they are, and need no tokenizer. With --backend-api chat a prompt's text is the
+    user's turn of a conversation, for which the server has its own template; prompt_ids cannot be sent then.
 
     Each row of OUT is {id, sample, text, token_ids, logprobs, finish_reason, content}. text and token_ids hold the
     end token when there is one (finish_reason "stop", else "length"); text is null without a tokenizer; logprobs are
-    of the tempered, truncated distribution that each token was drawn from; content is a digest of the prompt. Rows
-    come as they are completed; what a (seed, id, sample) draws does not depend on the other rows.
+    of the tempered, truncated distribution that each token was drawn from, and model_logprobs, where the generator
+    tells them, of the model's own; content is a digest of the prompt. Rows come as they are completed; what a (seed,
+    id, sample) draws does not depend on the other rows. A server (--backend) gives no logprobs, and where it gives text
+    without ids, token_ids are that text encoded again, without an end token.
 
     Killed and started again with the same settings it goes on where it was; --n may be raised. Rows that are
-    malformed or leave no room for the completion are reported and passed over (exit code 1).
+    malformed or leave no room for the completion are reported and passed over (exit code 1). A server that stays away
+    ends the job with an error (exit code 2); no row is written for what it did not answer.
 
     \b
     Example:
       rrm generate --model runs/judge --prompts prompts.jsonl --out completions.jsonl --n 4 --max-new-tokens 512
+      rrm generate --model runs/judge --backend http://localhost:8000 --backend-model rrm-7b \\
+        --prompts prompts.jsonl --out there.jsonl
     """
-    from rrm_jax.checkpoints.sources import open_source
-    from rrm_jax.cli.loading import Progress, check_rows, open_model, open_tokenizer, parse_dtype, parse_mesh, warn
+    from rrm_jax.cli.backend import open_generator
+    from rrm_jax.cli.loading import Progress, check_rows, warn
     from rrm_jax.data.jsonl import AppendLog, Reader
     from rrm_jax.data.records import Unique
     from rrm_jax.errors import RrmError
     from rrm_jax.provenance import write_provenance
     from rrm_jax.sampling.protocol import Decoding, Request
-    from rrm_jax.sampling.sampler import position_limit
 
-    parse_mesh(mesh)
-    source, tokenizer = open_source(model), open_tokenizer(model, required=False)
-    for note in source.notes:
-        warn(note)
-    stop_ids = tokenizer.stop_ids if tokenizer else _stop_ids(source.assets)
+    progress = Progress("generating")
+    generator = open_generator(models, progress, needs_tokenizer=False)
+    tokenizer = generator.tokenizer
+    stop_ids = tokenizer.stop_ids if tokenizer else _stop_ids(generator.assets)
     try:
-        decoding = Decoding(temperature, top_k, top_p, max_new_tokens, stop_ids)
+        decoding = Decoding(temperature, top_k, top_p, max_new_tokens, stop_ids, min_p)
     except ValueError as error:
         raise RrmError(str(error)) from None
-    room = position_limit(source.config) - max_new_tokens
+    generator.check(decoding)
+    room = generator.max_positions - max_new_tokens
     if room < 1:
         raise RrmError(
             f"--max-new-tokens {max_new_tokens} leaves no room for a prompt: the model has "
-            f"{position_limit(source.config)} positions"
+            f"{generator.max_positions} positions"
         )
-    parse = prompt_parser(tokenizer, source.config.vocab_size, room)
+    parse = prompt_parser(tokenizer, generator.vocab_size, room, generator.takes_messages)
     contents: dict[str, str] = {}
     skipped = check_rows(prompts, Unique(parse), strict, lambda row: contents.update({row.id: row.content}))
     settings = {
-        "model": f"{source.fingerprint()} in {parse_dtype(dtype).name}",
+        "model": generator.identity,
         "tokenizer": tokenizer.fingerprint if tokenizer else None,
-        "decoding": dataclasses.asdict(decoding) | {"stop_ids": list(stop_ids)},
+        "decoding": _decoding_settings(decoding),
     }
     facts = out.with_name(out.name + ".run.json")
     with AppendLog(out) as log:
@@ -89,23 +95,18 @@ def command(
                 raise RrmError(f"{out}: the row with id {row_id!r} completes another prompt; choose another --out")
         write_provenance(facts, config=settings | {"n": n}, seed=seed, inputs={"prompts": prompts})
         wanted = {(row_id, sample) for row_id in contents for sample in range(n)}
-        progress = Progress("generating", len(wanted))
 
         def requests() -> Iterator[Request]:
             for _, row in Reader(prompts, Unique(parse)):
                 for sample in range(n):
                     if (row.id, sample) not in done:
-                        yield Request(row.id, row.ids, decoding, sample, seed)
+                        yield Request(row.id, row.ids, decoding, sample, seed, row.messages)
 
         with progress:
-            progress.begin(len(done.keys() & wanted))
-            if not wanted <= done.keys():  # else no weight need be read
-                sampler, _, _ = open_model(
-                    model, mesh, dtype, batch_size, needs_tokenizer=False, progress=progress.tokens
-                )
-                for completion in sampler.generate(requests()):
-                    log.append(_row(completion, tokenizer, contents[completion.request.id]))
-                    progress.advance()
+            progress.begin(len(done.keys() & wanted), len(wanted))
+            for completion in generator.generate(requests()):
+                log.append(_row(completion, tokenizer, contents[completion.request.id]))
+                progress.advance()
         if foreign := len(done.keys() - wanted):
             warn(f"{out} also holds {foreign} row(s) that are not asked for now")
     print(f"completions: {len(wanted)} ({len(wanted - done.keys())} drawn now) of {len(contents)} prompts")
@@ -116,15 +117,16 @@ def command(
 
 @dataclasses.dataclass(frozen=True)
 class EncodedPrompt:
-    """`content` is a digest of the ids."""
+    """`content` is a digest of the ids; `messages` says the same, where that is what the model is given."""
 
     id: str
     ids: tuple[int, ...]
     content: str
+    messages: tuple[tuple[str, str], ...] = ()
 
 
 def prompt_parser(
-    tokenizer: "Tokenizer | None", vocab_size: int, longest: int
+    tokenizer: "Tokenizer | None", vocab_size: int, longest: int, as_messages: bool = False
 ) -> Callable[[dict[str, Any]], EncodedPrompt]:
     """Rows → prompts that a model can complete; RowError for the others."""
     import hashlib
@@ -134,6 +136,8 @@ def prompt_parser(
 
     def parse(row: dict[str, Any]) -> EncodedPrompt:
         record = parse_prompt(row)
+        if as_messages and record.prompt is None:
+            raise RowError("the server's chat API takes no 'prompt_ids'; give 'prompt', or use its completions API")
         if record.prompt_ids is not None:
             ids = list(record.prompt_ids)
         elif tokenizer is None:
@@ -152,7 +156,8 @@ def prompt_parser(
         if max(ids) >= vocab_size:
             raise RowError(f"token id {max(ids)} is outside the model's vocabulary of {vocab_size}")
         digest = hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()
-        return EncodedPrompt(record.id, tuple(ids), digest[:32])
+        messages = (("user", record.prompt or ""),) if as_messages else ()
+        return EncodedPrompt(record.id, tuple(ids), digest[:32], messages)
 
     return parse
 
@@ -167,6 +172,15 @@ def _stop_ids(assets: Path) -> tuple[int, ...]:
             eos = json.loads((assets / name).read_text(encoding="utf-8")).get("eos_token_id")
             stops.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
     return tuple(sorted(stops))
+
+
+def _decoding_settings(decoding: "Decoding") -> dict[str, Any]:
+    """What was added later appears only where it is used, so that files of earlier versions are gone on with."""
+    settings: dict[str, Any] = {**dataclasses.asdict(decoding), "stop_ids": list(decoding.stop_ids)}
+    del settings["thinking"]  # a judge's, never set here
+    if not decoding.min_p:
+        del settings["min_p"]
+    return settings
 
 
 def _check_settings(out: Path, facts: Path, settings: dict[str, Any]) -> None:
@@ -189,12 +203,16 @@ def _check_settings(out: Path, facts: Path, settings: dict[str, Any]) -> None:
 
 
 def _row(completion: "Completion", tokenizer: "Tokenizer | None", content: str) -> dict[str, Any]:
-    return {
+    text = completion.text
+    if text is None and tokenizer is not None:
+        text = tokenizer.decode(completion.token_ids)
+    row: dict[str, Any] = {
         "id": completion.request.id,
         "sample": completion.request.sample,
-        "text": tokenizer.decode(completion.token_ids) if tokenizer else None,
+        "text": text,
         "token_ids": list(completion.token_ids),
         "logprobs": list(completion.logprobs),
-        "finish_reason": completion.finish_reason,
-        "content": content,
     }
+    if completion.model_logprobs:
+        row["model_logprobs"] = list(completion.model_logprobs)
+    return row | {"finish_reason": completion.finish_reason, "content": content}

@@ -5,49 +5,48 @@ from typing import Annotated, Literal
 
 import typer
 
-from rrm_jax.cli.judge_options import Direct, MaxNewTokens, MaxPromptTokens, Temperature, TemplateName, TopP, open_judge
-from rrm_jax.cli.loading import BatchSize, Dtype, Mesh, Model, Strict
+from rrm_jax.cli.judge_options import JudgeOptions
+from rrm_jax.cli.options import ModelOptions, Strict, with_options
 
 
+@with_options
 def command(
-    model: Model,
+    models: ModelOptions,
     pairs: Annotated[Path, typer.Option(help="JSONL: id, query, response_1, response_2, and optionally label 1 or 2.")],
     out: Annotated[Path, typer.Option(help="JSONL of judgments. OUT.votes.jsonl and OUT.run.json stand beside it.")],
-    votes: Annotated[int, typer.Option(min=1, help="Samples a pair (for each order with --order both).")] = 1,
+    judging: JudgeOptions,
     order: Annotated[
-        Literal["random", "given", "both"], typer.Option(help="Which response is shown first; random: for each vote.")
+        Literal["random", "given", "both"],
+        typer.Option(help="Which response is shown first; random: drawn for each vote, both: two samples a vote."),
     ] = "random",
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of presentation orders and of sampling.")] = 0,
-    temperature: Temperature = 0.6,
-    top_p: TopP = 1.0,
-    max_new_tokens: MaxNewTokens = 8192,
-    max_prompt_tokens: MaxPromptTokens = 4096,
-    template: TemplateName = None,
-    direct: Direct = None,
     keep_thinking: Annotated[
         bool, typer.Option("--keep-thinking", help="Show what responses hold up to their last </think>, too.")
     ] = False,
-    batch_size: BatchSize = 32,
-    dtype: Dtype = "auto",
-    mesh: Mesh = "data=1,fsdp=-1,tensor=1",
     strict: Strict = False,
 ) -> None:
     """Judge which of two responses is better.
 
     A judge thinks in free text and ends with a boxed verdict; a vote without one is invalid, never guessed.
 
-    Each row of OUT is {id, winner, votes: [{order, verdict, text, tokens, finish_reason, truncated_input}], content},
-    with label and correct where the pair has a label. winner and verdict are 1, 2, or null: no majority, or no valid
-    verdict; an order of "21" showed response_2 first. Rows come as they are completed, in any order.
+    Each row of OUT is {id, winner, probability, votes: [{order, verdict, text, tokens, finish_reason, truncated_input,
+    forced, probability}], content}, with label and correct where the pair has a label. winner and verdict are 1, 2, or
+    null: no majority, or no valid verdict; an order of "21" showed response_2 first; forced: the thinking budget was
+    used up. With --constrain-verdict, probability is the model's that response_1 is the better one, and a row's is the
+    mean of its votes'; else null. Rows come as they are completed, in any order.
 
     Killed and started again with the same settings it goes on where it was: every vote is kept in OUT.votes.jsonl
-    as it comes. Malformed rows are reported and passed over (exit code 1).
+    as it comes; a server that stays away ends the job with an error (exit code 2) and is never counted as a verdict.
+    Malformed rows are reported and passed over (exit code 1).
 
     \b
     Example:
       rrm judge --model runs/judge --pairs pairs.jsonl --out judged.jsonl --votes 4 --order both
+      rrm judge --model runs/judge --backend http://localhost:8000 --backend-model rrm-7b \\
+        --pairs pairs.jsonl --out there.jsonl
     """
-    from rrm_jax.cli.loading import LazyModel, Progress, check_rows, warn
+    from rrm_jax.cli.backend import open_generator
+    from rrm_jax.cli.judge_options import open_judge
+    from rrm_jax.cli.loading import Progress, check_rows, warn
     from rrm_jax.data.jsonl import AppendLog, Reader
     from rrm_jax.data.records import Pair, Unique, parse_pair
     from rrm_jax.errors import RrmError
@@ -63,20 +62,8 @@ def command(
 
     skipped = check_rows(pairs, Unique(parse_pair), strict, note)
     progress = Progress("judging", len(digests))
-    generator = LazyModel(model, mesh, dtype, batch_size, progress.tokens)
-    judge = open_judge(
-        generator,
-        template=template,
-        direct=direct,
-        temperature=temperature,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
-        max_prompt_tokens=max_prompt_tokens,
-        seed=seed,
-        votes=votes,
-        order=order,
-        keep_thinking=keep_thinking,
-    )
+    generator = open_generator(models, progress)
+    judge = open_judge(generator, judging, order=order, keep_thinking=keep_thinking)
     votes_path = out.with_name(out.name + ".votes.jsonl")
     if out.is_file() and out.stat().st_size and not votes_path.is_file():
         raise RrmError(f"{out} exists, but not {votes_path}, so it cannot be gone on with; choose another --out")
@@ -86,7 +73,7 @@ def command(
             if done[pair_id] != digests[pair_id]:
                 raise RrmError(f"{out}: the row with id {pair_id!r} was judged on other text; choose another --out")
         inputs: dict[str, str | Path] = {"pairs": pairs}
-        write_provenance(out.with_name(out.name + ".run.json"), config=judge.settings, seed=seed, inputs=inputs)
+        write_provenance(out.with_name(out.name + ".run.json"), config=judge.settings, seed=judging.seed, inputs=inputs)
         todo = (pair for _, pair in Reader(pairs, Unique(parse_pair)) if pair.id not in done)
         with progress:
             progress.begin(len(done.keys() & digests.keys()))

@@ -1,76 +1,110 @@
 """What the verbs that judge share: their options, and the judge that the options describe."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rrm_jax.cli.loading import LazyModel, fit_positions, warn
+from rrm_jax.cli.backend import Writer
+from rrm_jax.cli.loading import fit_positions, warn
 
 if TYPE_CHECKING:
     from rrm_jax.judging.judge import Judge, OrderPolicy
     from rrm_jax.judging.template import Template
 
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
-TopP = Annotated[float, typer.Option(max=1.0, help="In (0, 1].")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest thinking and verdict, in tokens.")]
-MaxPromptTokens = Annotated[
-    int, typer.Option(min=1, help="Longest prompt, in tokens; over-long responses keep their ends.")
-]
-TemplateName = Annotated[
-    str | None,
-    typer.Option(
-        "--template",
-        help="The judge's prompt: a packaged name or a file (see rrm template). Without it, the one that the model was "
-        "trained with here; for other models the packaged default.",
-    ),
-]
-Direct = Annotated[
-    bool | None,
-    typer.Option(
-        "--direct/--think",
-        help="The verdict at once, or after thinking. Without either, as the model was trained here; else thinking.",
-    ),
-]
+_MAX_NEW_TOKENS = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeOptions:
+    """How a judge is asked."""
+
+    votes: Annotated[int, typer.Option(min=1, help="Samples a comparison; the majority decides it.")] = 1
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of sampling, and of all that is shuffled.")] = 0
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6
+    top_p: Annotated[float, typer.Option(max=1.0, help="In (0, 1].")] = 1.0
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Longest thinking and verdict, in tokens. [default: 8192; with --thinking-budget what it needs]",
+            show_default=False,
+        ),
+    ] = None
+    max_prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest prompt, in tokens; over-long responses keep their ends.")
+    ] = 4096
+    thinking_budget: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="After so many tokens of thinking, close it and ask for the verdict, greedily and within 100 tokens.",
+        ),
+    ] = None
+    constrain_verdict: Annotated[
+        bool,
+        typer.Option(
+            "--constrain-verdict",
+            help="Only the two boxed verdicts can follow the thinking, the more probable one is taken, and votes have "
+            "its probability (not with --backend).",
+        ),
+    ] = False
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="The judge's prompt: a packaged name or a file (see rrm template). Without it, the one that the model "
+            "was trained with here; for other models the packaged default.",
+        ),
+    ] = None
+    direct: Annotated[
+        bool | None,
+        typer.Option(
+            "--direct/--think",
+            help="The verdict at once, or after thinking. Without either, as the model was trained here; else "
+            "thinking.",
+        ),
+    ] = None
 
 
 def open_judge(
-    generator: LazyModel,
-    *,
-    template: str | None,
-    direct: bool | None,
-    temperature: float,
-    top_p: float,
-    max_new_tokens: int,
-    max_prompt_tokens: int,
-    seed: int,
-    votes: int,
-    order: "OrderPolicy" = "random",
-    keep_thinking: bool = False,
+    generator: Writer, options: JudgeOptions, *, order: "OrderPolicy" = "random", keep_thinking: bool = False
 ) -> "Judge":
-    """The judge that the options describe, on a model not loaded yet. Raises RrmError for settings that cannot be."""
+    """The judge that the options describe. Raises RrmError for settings that cannot be, before anything is drawn."""
     from rrm_jax.errors import RrmError
+    from rrm_jax.judging.forcing import forcing, tokens_needed
     from rrm_jax.judging.judge import Judge
     from rrm_jax.judging.template import check_template
     from rrm_jax.sampling.protocol import Decoding
 
-    thinking = bool(generator.facts.get("judge_thinking", True)) if direct is None else not direct
-    prompt = _open_template(generator.assets, template)
-    if warning := check_template(prompt, generator.facts, generator.names, thinking):
+    tokenizer = generator.tokenizer
+    assert tokenizer is not None
+    thinking = bool(generator.facts.get("judge_thinking", True)) if options.direct is None else not options.direct
+    template = _open_template(generator.assets, options.template)
+    if warning := check_template(template, generator.facts, generator.names, thinking):
         warn(f"warning: {warning}")
+    rules = forcing(
+        template, tokenizer, thinking=thinking, budget=options.thinking_budget,
+        constrain=options.constrain_verdict, stop_id=tokenizer.stop_ids[0],
+    )  # fmt: skip
+    most = options.max_new_tokens
+    if most is None:
+        most = tokens_needed(rules) if rules is not None and rules.budget is not None else _MAX_NEW_TOKENS
     try:
+        decoding = Decoding(options.temperature, top_p=options.top_p, max_new_tokens=most, thinking=rules)
+        generator.check(decoding)
         return Judge(
             generator,
-            generator.tokenizer,
-            prompt,
-            Decoding(temperature, top_p=top_p, max_new_tokens=max_new_tokens),
-            seed=seed,
-            votes=votes,
+            tokenizer,
+            template,
+            decoding,
+            seed=options.seed,
+            votes=options.votes,
             order=order,
             thinking=thinking,
-            max_prompt_tokens=fit_positions(max_prompt_tokens, max_new_tokens, generator.max_positions),
+            max_prompt_tokens=fit_positions(options.max_prompt_tokens, most, generator.max_positions),
             keep_thinking=keep_thinking,
-            model=f"{generator.fingerprint} in {generator.dtype}",
+            model=generator.identity,
         )
     except ValueError as error:
         raise RrmError(str(error)) from None

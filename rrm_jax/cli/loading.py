@@ -1,27 +1,18 @@
-"""What the verbs that run a model share: their options, opening the model, checking input files, showing progress."""
+"""What the verbs that run a model share: opening the model, checking input files, showing progress."""
 
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rrm_jax.checkpoints.load import LoadedModel
+    from rrm_jax.cli.options import ModelOptions
     from rrm_jax.data.tokenizer import Tokenizer
     from rrm_jax.parallel.mesh import MeshShape
-    from rrm_jax.sampling.protocol import Completion, Request
+    from rrm_jax.sampling.protocol import Completion, Decoding, Request
     from rrm_jax.sampling.sampler import Sampler
-
-Model = Annotated[
-    Path, typer.Option(help="A Hugging Face directory, a converted checkpoint, or a training run's directory.")
-]
-BatchSize = Annotated[int, typer.Option(min=1, help="Sequences decoded together.")]
-Dtype = Annotated[str, typer.Option(help="auto (float32 on CPU, else bfloat16), float32 or bfloat16.")]
-Mesh = Annotated[str, typer.Option(help="Devices along each axis; one may be -1, all that remain.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first malformed row, before anything is run.")]
 
 
 def warn(message: str) -> None:
@@ -63,9 +54,9 @@ def open_model(
     batch_size: int,
     *,
     needs_tokenizer: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[..., None] | None = None,
 ) -> "tuple[Sampler, Tokenizer | None, LoadedModel]":
-    """Loads a model onto the devices. `progress(completions, tokens)` is called while it generates.
+    """Loads a model onto the devices. `progress` is the sampler's.
 
     Without a tokenizer in its directory: RrmError before any weight is read, or None where none is needed.
     """
@@ -105,29 +96,32 @@ def open_tokenizer(model: Path, required: bool = True) -> "Tokenizer | None":
 
 
 class LazyModel:
-    """A Generator that is loaded when its first request comes: settings are checked before a weight is read, and a
-    job that was done already needs none.
+    """A `Writer` on this machine's devices, loaded when its first request comes: settings are checked before a weight
+    is read, and a job that was done already needs none."""
 
-    `assets` is where its tokenizer's files are; `names` are what the model is called; `max_positions` bounds prompt
-    and new tokens together; `facts` and `fingerprint`: see `LoadedModel`.
-    """
+    takes_messages = False
 
-    def __init__(self, model: Path, mesh: str, dtype: str, batch_size: int, progress: Callable[[int, int], None]):
+    def __init__(self, options: "ModelOptions", progress: "Progress", needs_tokenizer: bool = True):
         from rrm_jax.checkpoints.sources import open_source
-        from rrm_jax.data.tokenizer import Tokenizer
         from rrm_jax.sampling.sampler import position_limit
 
-        parse_mesh(mesh)
-        source = open_source(model)
-        self.assets, self.tokenizer = source.assets, Tokenizer.load(source.assets)
-        self.facts, self.dtype = source.facts, parse_dtype(dtype).name
-        self.max_positions = position_limit(source.config)
-        self.fingerprint = source.fingerprint()
-        self.names = [model.name, model.resolve().name, *_declared_name(source.assets)]
+        parse_mesh(options.mesh)
+        source = open_source(options.model)
+        self.assets, self.facts = source.assets, source.facts
+        self.tokenizer = open_tokenizer(options.model, needs_tokenizer)
+        self.max_positions, self.vocab_size = position_limit(source.config), source.config.vocab_size
+        self.identity = f"{source.fingerprint()} in {parse_dtype(options.dtype).name}"
+        self.names = [options.model.name, options.model.resolve().name, *_declared_name(source.assets)]
         for note in source.notes:
             warn(note)
-        self._load = lambda: open_model(model, mesh, dtype, batch_size, progress=progress)[0]
+        self._load = lambda: open_model(
+            options.model, options.mesh, options.dtype, options.batch_size,
+            needs_tokenizer=needs_tokenizer, progress=progress.tokens,
+        )[0]  # fmt: skip
         self._sampler: Sampler | None = None
+
+    def check(self, decoding: "Decoding") -> None:
+        """The sampler serves all that a Decoding can ask for."""
 
     def generate(self, requests: "Iterable[Request]") -> "Iterator[Completion]":
         import itertools
@@ -181,7 +175,7 @@ def check_rows[T](path: Path, parse: Callable[[dict[str, Any]], T], strict: bool
 class Progress:
     """Progress on stderr: a bar on a terminal, else a line every ten seconds and one at the end."""
 
-    def __init__(self, label: str, total: int):
+    def __init__(self, label: str, total: int = 0):
         self._label, self._total, self._done, self._note = label, total, 0, ""
         self._started = self._printed = time.monotonic()
         self._bar: Any = None
@@ -205,24 +199,32 @@ class Progress:
         else:
             self._print()
 
-    def begin(self, done: int) -> None:
-        """Says how much an earlier run had finished."""
+    def begin(self, done: int, total: int | None = None) -> None:
+        """Says how much an earlier run had finished, and how much there is where that was not known before."""
         self._done = done
+        self._total = self._total if total is None else total
         self._show()
 
     def advance(self) -> None:
         self._done += 1
         self._show()
 
-    def tokens(self, completions: int, tokens: int) -> None:
-        """For a sampler: what it has drawn so far."""
+    def show(self, stats: object) -> None:
+        """For a generator: how it is doing, as `str(stats)` says it."""
+        self._note = str(stats)
+        self._show()
+
+    def tokens(self, completions: Any, tokens: int | None = None) -> None:
+        """For a sampler: what it has drawn so far, as two counts or as what `show` takes."""
+        if tokens is None:
+            return self.show(completions)
         seconds = max(1e-9, time.monotonic() - self._started)
         self._note = f"{completions} completions, {tokens} tokens, {tokens / seconds:.0f} tokens/s"
         self._show()
 
     def _show(self) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, note=self._note)
+            self._bar.update(self._task, completed=self._done, total=self._total, note=self._note)
         elif time.monotonic() - self._printed > 10:
             self._print()
 

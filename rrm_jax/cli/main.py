@@ -5,6 +5,7 @@ import sys
 import typer
 
 from rrm_jax.cli import convert, export, generate, inspect, judge, quickstart, rank, template, train
+from rrm_jax.cli.compilation_cache import keep_compilations
 from rrm_jax.errors import RrmError
 
 _app = typer.Typer(
@@ -15,6 +16,13 @@ _app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+
+
+@_app.callback(epilog="Compiled programs are kept in ~/.cache/rrm_jax; RRM_COMPILATION_CACHE=off keeps none.")
+def _before_every_verb() -> None:
+    keep_compilations()
+
+
 _app.command("convert")(convert.command)
 _app.command("export")(export.command)
 _app.command("inspect")(inspect.command)

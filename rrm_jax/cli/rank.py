@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rrm_jax.cli.judge_options import Direct, MaxNewTokens, MaxPromptTokens, Temperature, TemplateName, TopP, open_judge
-from rrm_jax.cli.loading import BatchSize, Dtype, LazyModel, Mesh, Model, Progress, Strict, check_rows, warn
+from rrm_jax.cli.backend import open_generator
+from rrm_jax.cli.judge_options import JudgeOptions, open_judge
+from rrm_jax.cli.loading import Progress, check_rows, warn
+from rrm_jax.cli.options import ModelOptions, Strict, with_options
 from rrm_jax.data.jsonl import Reader
 from rrm_jax.data.records import Candidates, Unique, parse_candidates
 from rrm_jax.errors import RrmError
@@ -20,27 +22,18 @@ if TYPE_CHECKING:
     from rrm_jax.ranking.strategies import Elo, Knockout, Result
 
 
+@with_options
 def command(
-    model: Model,
+    models: ModelOptions,
     candidates: Annotated[Path, typer.Option(help="JSONL: id, query, responses [..], and optionally correct [bool].")],
     out: Annotated[Path, typer.Option(help="JSONL of rankings. OUT.votes.jsonl and OUT.run.json stand beside it.")],
+    judging: JudgeOptions,
     strategy: Annotated[
         str, typer.Option(help="elo (each pair once, n (n - 1) / 2 comparisons) or knockout (n - 1).")
     ] = "elo",
-    votes: Annotated[int, typer.Option(min=1, help="Samples a comparison; the majority decides it.")] = 1,
     invalid: Annotated[
         str, typer.Option(help="A comparison without a winner is a random one's win (random) or a draw (elo only).")
     ] = "random",
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of brackets, orders, coins and sampling.")] = 0,
-    temperature: Temperature = 0.6,
-    top_p: TopP = 1.0,
-    max_new_tokens: MaxNewTokens = 8192,
-    max_prompt_tokens: MaxPromptTokens = 4096,
-    template: TemplateName = None,
-    direct: Direct = None,
-    batch_size: BatchSize = 32,
-    dtype: Dtype = "auto",
-    mesh: Mesh = "data=1,fsdp=-1,tensor=1",
     strict: Strict = False,
 ) -> None:
     """Rank each query's candidate responses, and pick the best, by comparing them in pairs.
@@ -51,40 +44,32 @@ def command(
     Where rows have `correct`, the accuracy of what was picked is printed beside the mean candidate's and the oracle's.
 
     Killed and started again with the same settings it goes on where it was: every vote is kept in OUT.votes.jsonl as
-    it comes, and OUT is written in one piece at the end. Malformed rows are reported and passed over (exit code 1).
+    it comes, and OUT is written in one piece at the end; a server that stays away ends the job with an error (exit code
+    2) and is never counted as a verdict. Malformed rows are reported and passed over (exit code 1).
 
     \b
     Example:
       rrm rank --model runs/judge --candidates candidates.jsonl --out ranked.jsonl --strategy knockout --votes 3
+      rrm rank --model runs/judge --backend http://localhost:8000 --backend-model rrm-7b \\
+        --candidates candidates.jsonl --out there.jsonl
     """
     from rrm_jax.evaluation.tournament import comparer
     from rrm_jax.judging.store import VoteLog
     from rrm_jax.provenance import write_provenance
     from rrm_jax.ranking.strategies import Item, run_tournaments
 
-    plan = choose_strategy(strategy, invalid, seed)
+    plan = choose_strategy(strategy, invalid, judging.seed)
     rows: dict[str, Candidates] = {}
     skipped = check_rows(candidates, Unique(parse_candidates), strict, lambda row: rows.update({row.id: row}))
     votes_path = out.with_name(out.name + ".votes.jsonl")
     _refuse_to_overwrite(out, votes_path, rows, candidates)
     progress = Progress("comparisons", sum(plan.most_comparisons(len(row.responses)) for row in rows.values()))
-    generator = LazyModel(model, mesh, dtype, batch_size, progress.tokens)
-    judge = open_judge(
-        generator,
-        template=template,
-        direct=direct,
-        temperature=temperature,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
-        max_prompt_tokens=max_prompt_tokens,
-        seed=seed,
-        votes=votes,
-    )
+    judge = open_judge(open_generator(models, progress), judging)
     settings = judge.settings | {"strategy": {"name": strategy, **dataclasses.asdict(plan)}}
     started = time.perf_counter()
     with VoteLog(votes_path, settings) as log:
         inputs: dict[str, str | Path] = {"candidates": candidates}
-        write_provenance(out.with_name(out.name + ".run.json"), config=settings, seed=seed, inputs=inputs)
+        write_provenance(out.with_name(out.name + ".run.json"), config=settings, seed=judging.seed, inputs=inputs)
         before = len(log)
         with progress:
             items = [Item(row.id, len(row.responses)) for row in rows.values()]

@@ -70,7 +70,8 @@ def test_judges_a_file(judge, tmp_path: Path):
     assert set(rows) == {str(at) for at in range(12)}
     assert all(row["winner"] == 1 and row["correct"] is True and len(row["votes"]) == 4 for row in rows.values())
     assert "pairs judged: 12 (without a winner: 0)" in result.stdout
-    assert "votes: 48 (invalid: 0, cut off at the token limit: 0, with inputs truncated: 0)" in result.stdout
+    assert "votes: 48 (invalid: 0, cut off at the token limit: 0, with inputs truncated: 0, " in result.stdout
+    assert "forced by the thinking budget: 0)" in result.stdout
     assert "accuracy: 1.0000 = 12 / 12" in result.stdout
     assert "order consistency: 1.0000 = 24 / 24" in result.stdout
     assert "judging: 12/12" in result.stderr

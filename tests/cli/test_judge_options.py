@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from rrm_jax.cli.judge_options import open_judge
+from rrm_jax.cli.judge_options import JudgeOptions, open_judge
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
 from rrm_jax.judging.template import load_template
@@ -17,15 +17,13 @@ def assets(tmp_path):
     return tmp_path
 
 
-def _open(assets, facts, template=None, direct=None):
+def _open(assets, facts, template=None, direct=None, **options):
     model = types.SimpleNamespace(
-        assets=assets, tokenizer=Tokenizer.load(assets), facts=facts, names=["m"], max_positions=9000,
-        fingerprint="f", dtype="float32",
+        assets=assets, tokenizer=Tokenizer.load(assets), facts=facts, names=["m"], max_positions=9000, identity="f",
+        check=lambda decoding: None,
     )  # fmt: skip
-    return open_judge(
-        model, template=template, direct=direct, temperature=1.0, top_p=1.0, max_new_tokens=8, max_prompt_tokens=2048,
-        seed=0, votes=1,
-    ).settings  # fmt: skip
+    options = {"temperature": 1.0, "max_new_tokens": 8, "max_prompt_tokens": 2048} | options
+    return open_judge(model, JudgeOptions(template=template, direct=direct, **options)).settings
 
 
 def test_a_model_brings_its_own_template_and_mode(assets, capsys):

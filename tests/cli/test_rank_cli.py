@@ -13,6 +13,7 @@ import pytest
 
 from rrm_jax.cli import rank
 from rrm_jax.cli.main import app
+from rrm_jax.cli.options import ModelOptions
 from rrm_jax.data.records import parse_candidates
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
@@ -46,16 +47,18 @@ def coin(prompt, request):
 
 
 class FakeModel:
-    """What `LazyModel` offers, with `answer` in place of the weights. `drawn` counts completions of all instances."""
+    """What `open_generator` opens, with `answer` in place of weights. `drawn` counts completions of all instances."""
 
     answer = staticmethod(best_of_three_votes)
     drawn = 0
     killed_at = -1
 
-    def __init__(self, model, mesh, dtype, batch_size, progress):
-        self.assets, self.tokenizer = model, Tokenizer.load(model)
-        self.max_positions, self.facts = 20_000, {}
-        self.names, self.fingerprint, self.dtype = ["fake"], "fake", "float32"
+    def __init__(self, options, progress=None):
+        self.assets, self.tokenizer = options.model, Tokenizer.load(options.model)
+        self.max_positions, self.facts, self.names, self.identity = 20_000, {}, ["fake"], "fake"
+
+    def check(self, decoding):
+        pass
 
     def generate(self, requests):
         for request in requests:
@@ -73,7 +76,7 @@ def place(tmp_path, monkeypatch):
     write_word_tokenizer(tmp_path / "model", string.printable)
     (tmp_path / "short.toml").write_text(TEMPLATE, encoding="utf-8")
     write_rows(tmp_path, QUERIES)
-    monkeypatch.setattr(rank, "LazyModel", FakeModel)
+    monkeypatch.setattr(rank, "open_generator", FakeModel)
     monkeypatch.setattr(FakeModel, "drawn", 0)
     return tmp_path
 
@@ -157,7 +160,7 @@ def test_without_a_verdict_a_coin_or_a_draw_decides(place, run, monkeypatch):
 def test_killed_and_started_again_it_judges_nothing_twice(place, run, monkeypatch):
     script = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); from test_rank_cli import FakeModel, coin, rank, app; "
-        "rank.LazyModel = FakeModel; FakeModel.answer = coin; FakeModel.killed_at = int(sys.argv.pop(1)); app()"
+        "rank.open_generator = FakeModel; FakeModel.answer = coin; FakeModel.killed_at = int(sys.argv.pop(1)); app()"
     )
     call = [sys.executable, "-c", script, str(Path(__file__).parent), "20"]
     # In its second round of this knockout: 2 + 1 + 0 + 3 matches of 3 votes are 18.
@@ -259,7 +262,7 @@ def test_a_longer_file_is_gone_on_with(place, run):
 
 def test_a_comparison_has_one_verdict_whoever_is_named_first(place, monkeypatch):
     monkeypatch.setattr(FakeModel, "answer", staticmethod(coin))
-    model = FakeModel(place / "model", "", "", 1, None)
+    model = FakeModel(ModelOptions(place / "model"))
     judge = Judge(model, model.tokenizer, load_template(place / "short.toml"), Decoding(max_new_tokens=9), votes=3)
     rows = {str(row["id"]): parse_candidates(row) for row in QUERIES}
     judged = []
@@ -273,12 +276,12 @@ def test_a_comparison_has_one_verdict_whoever_is_named_first(place, monkeypatch)
 
 
 def test_a_tiny_model_ranks(place, monkeypatch, capsys):
-    from rrm_jax.cli.loading import LazyModel
+    from rrm_jax.cli.backend import open_generator
     from rrm_jax.testing import tiny_config, write_hf_checkpoint
 
     size = write_word_tokenizer(place / "model", string.printable)
     write_hf_checkpoint(place / "model", tiny_config(vocab_size=size, max_positions=512))
-    monkeypatch.setattr(rank, "LazyModel", LazyModel)
+    monkeypatch.setattr(rank, "open_generator", open_generator)
     write_rows(place, QUERIES[:2])
     options = ("--strategy", "knockout", "--max-new-tokens", "4", "--batch-size", "4", "--dtype", "float32")
     monkeypatch.setattr(sys, "argv", arguments(place, *options))

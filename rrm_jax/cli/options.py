@@ -1,0 +1,80 @@
+"""Options that several verbs share, each declared once."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first malformed row, before anything is run.")]
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command as typer takes it: a parameter that is a dataclass becomes its fields, options each, and the command
+    is called with the dataclass that they make."""
+    groups: dict[str, type] = {}
+    options: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if not dataclasses.is_dataclass(parameter.annotation):
+            options.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[parameter.name] = parameter.annotation
+        for field in dataclasses.fields(parameter.annotation):
+            default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+            kind = inspect.Parameter.KEYWORD_ONLY
+            options.append(inspect.Parameter(field.name, kind, default=default, annotation=field.type))
+
+    def run(**values: Any) -> None:
+        made = {
+            name: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+            for name, group in groups.items()
+        }
+        command(**made, **values)
+
+    run.__doc__, run.__annotations__ = command.__doc__, {option.name: option.annotation for option in options}
+    run.__dict__["__signature__"] = inspect.Signature(options)
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """Which model writes, and where: on the devices of this machine, or at a server."""
+
+    model: Annotated[
+        Path,
+        typer.Option(
+            help="A Hugging Face directory, a converted checkpoint, or a training run's directory. With --backend no "
+            "weights are read: a directory with the tokenizer's files and config.json is enough."
+        ),
+    ]
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences decoded together (not with --backend).")] = 32
+    dtype: Annotated[
+        str, typer.Option(help="auto (float32 on CPU, else bfloat16), float32 or bfloat16 (not with --backend).")
+    ] = "auto"
+    mesh: Annotated[
+        str, typer.Option(help="Devices along each axis; one may be -1, all that remain (not with --backend).")
+    ] = "data=1,fsdp=-1,tensor=1"
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Let an OpenAI-compatible server write (vLLM, SGLang, llama.cpp, a hosted API), such as "
+            "http://localhost:8000.",
+        ),
+    ] = None
+    backend_model: Annotated[str | None, typer.Option(metavar="NAME", help="The model's name at the server.")] = None
+    backend_api: Annotated[
+        Literal["completions", "chat"],
+        typer.Option(
+            help="completions sends token ids, so --model must have the served model's tokenizer; chat sends the "
+            "conversation, for servers that take no ids. A chat model that does not show its thinking judges with "
+            "--direct."
+        ),
+    ] = "completions"
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests open at the server at a time.")] = 64
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Environment variable with the API key; OPENAI_API_KEY where that is set."),
+    ] = None
