@@ -12,7 +12,7 @@ Off a TPU the kernel runs in Pallas' interpreter, which is how the tests compare
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from rrm_jax.errors import RrmError
+from rrm_jax.models.attention import Spec
 
 # A step should copy enough for its own cost to vanish, and end close to the row's length.
 _MOST_COLUMNS = 512
@@ -32,9 +33,9 @@ class Partial(NamedTuple):
     """A softmax over some columns, not yet divided: float32 `out` Σ exp(s − top)·v [B, K, G, N], `top` max s and
     `total` Σ exp(s − top), both [B, K, G]. Over no columns: 0, the most negative float32, 0."""
 
-    out: jax.Array
-    top: jax.Array
-    total: jax.Array
+    out: Any
+    top: Any
+    total: Any
 
 
 def merge(one: Partial, two: Partial) -> Partial:
@@ -46,26 +47,39 @@ def merge(one: Partial, two: Partial) -> Partial:
 
 
 def ragged_partial(
-    q_BKGN, k_BKSN, v_BKSN, lengths, *, k_scale_BKS=None, v_scale_BKS=None, interpret: bool | None = None
-) -> Partial:
+    q_BKGN, k_BKSN, v_BKSN, lengths, *, k_scale_BKS=None, v_scale_BKS=None, spec: Spec | None = None,
+    interpret: bool | None = None,
+) -> Partial:  # fmt: skip
     """Attention of each query row over the first `lengths` columns of its row of the cache, scores q·k / √N.
 
     `lengths` int32, between 0 and S, is [B], or [B, G] where the query rows see different numbers of columns, as
-    several new tokens do. Columns from a row's largest length on may hold anything, NaN too. S is a multiple of 64.
-    Products are taken in q's dtype (bfloat16 or float32) and summed in float32. An int8 cache needs its scales, one
-    a column. `interpret` None: everywhere but on a TPU. One device's part: on a mesh, call it inside `jax.shard_map`.
+    several new tokens do. Columns from a row's largest length on may hold anything, NaN too. S is a multiple of 64;
+    on a TPU an N that is none of 128 costs a copy of the cache. Products are taken in q's dtype (bfloat16 or float32)
+    and summed in float32. An int8 cache needs its scales, one a column. `spec` places the work on the current mesh,
+    rows and heads apart. `interpret` None: everywhere but on a TPU. Raises RrmError for what it cannot take.
     """
-    batch, kv_heads, rows, width = q_BKGN.shape
     columns = k_BKSN.shape[2]
     if columns % _LEAST_COLUMNS:
         raise RrmError(
             f"ragged attention: a cache of {columns} columns is not a multiple of {_LEAST_COLUMNS}; allocate it so"
         )
-    if (k_scale_BKS is None) != (v_scale_BKS is None) or (k_scale_BKS is None) != (k_BKSN.dtype != jnp.int8):
+    scales = [x for x in (k_scale_BKS, v_scale_BKS) if x is not None]
+    if len(scales) != (2 if k_BKSN.dtype == jnp.int8 else 0):
         raise RrmError("ragged attention: an int8 cache comes with scales for both keys and values, another with none")
-    if interpret is None:
-        interpret = jax.default_backend() != "tpu"
+    batch, _, rows, _ = q_BKGN.shape
     limits_BG = jnp.broadcast_to(lengths if lengths.ndim == 2 else lengths[:, None], (batch, rows))
+    run = functools.partial(_on_device, interpret=jax.default_backend() != "tpu" if interpret is None else interpret)
+    if spec is not None:
+        cache, sums = spec(("batch", "kv_heads", None, None)), spec(("batch", "kv_heads", None))
+        placed = (cache, cache, cache, spec(("batch", None)), *[sums] * len(scales))
+        results = Partial(cache, sums, sums)
+        run = jax.shard_map(run, in_specs=placed, out_specs=results, check_vma=False)
+    return run(q_BKGN, k_BKSN, v_BKSN, limits_BG, *scales)
+
+
+def _on_device(q_BKGN, k_BKSN, v_BKSN, limits_BG, *scales, interpret: bool) -> Partial:
+    batch, kv_heads, rows, width = q_BKGN.shape
+    columns = k_BKSN.shape[2]
     short = -rows % 8  # whole tiles of query rows
     q = jnp.pad(q_BKGN, ((0, 0), (0, 0), (0, short), (0, 0)))
     limits = jnp.pad(limits_BG, ((0, 0), (0, short)))[:, :, None].astype(jnp.int32)
@@ -74,11 +88,10 @@ def ragged_partial(
     steps, row_I, block_I, filled_B = _work_list(jnp.max(limits_BG, axis=1), block, columns // block)
     heads = _heads(kv_heads, block * width * k_BKSN.dtype.itemsize)
     query = pl.BlockSpec((1, heads, rows + short, width), lambda h, i, row, at, filled: (row[i], h, 0, 0))
-    sum_ = pl.BlockSpec((1, heads, rows + short, 1), lambda h, i, row, at, filled: (row[i], h, 0, 0))
+    sums = pl.BlockSpec((1, heads, rows + short, 1), lambda h, i, row, at, filled: (row[i], h, 0, 0))
     cache = pl.BlockSpec((1, heads, block, width), lambda h, i, row, at, filled: (row[i], h, at[i], 0))
     scale = pl.BlockSpec((1, heads, 1, block), lambda h, i, row, at, filled: (row[i], h, 0, at[i]))
     limit = pl.BlockSpec((1, rows + short, 1), lambda h, i, row, at, filled: (row[i], 0, 0))
-    scales = [x[:, :, None] for x in (k_scale_BKS, v_scale_BKS) if x is not None]
     shape = (batch, kv_heads, rows + short)
     out, top, total = pl.pallas_call(
         functools.partial(_kernel, block=block, scaled=bool(scales)),
@@ -86,13 +99,13 @@ def ragged_partial(
             num_scalar_prefetch=3,
             grid=(kv_heads // heads, steps),
             in_specs=[query, limit, cache, cache, *[scale] * len(scales)],
-            out_specs=[query, sum_, sum_],
+            out_specs=[query, sums, sums],
         ),
         out_shape=[jax.ShapeDtypeStruct((*shape, n), jnp.float32) for n in (width, 1, 1)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
         name="ragged_decode_attention",
-    )(row_I, block_I, filled_B, q, limits, k_BKSN, v_BKSN, *scales)
+    )(row_I, block_I, filled_B, q, limits, k_BKSN, v_BKSN, *(x[:, :, None] for x in scales))
     return Partial(out[:, :, :rows], top[:, :, :rows, 0], total[:, :, :rows, 0])
 
 

@@ -1,14 +1,15 @@
 """The ragged decode kernel, in Pallas' interpreter, against a plain softmax in float32."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
 
 from rrm_jax.errors import RrmError
 from rrm_jax.models.ragged_attention import Partial, _work_list, merge, ragged_partial
-from rrm_jax.parallel.mesh import MeshShape, make_mesh
+from rrm_jax.parallel.mesh import MeshShape, make_mesh, partition_spec
 
 K, G, N = 2, 7, 128
 NOTHING = float(np.finfo(np.float32).min)
@@ -118,15 +119,22 @@ def test_int8_columns_are_scaled_back():
     assert_close(partial_softmax(q, k, v, lengths, k_scale_BKS=dirty[0], v_scale_BKS=dirty[1]), whole)
 
 
-def test_each_device_runs_its_own_rows_and_heads():
-    mesh = make_mesh(MeshShape(data=4, fsdp=1, tensor=2))
+@pytest.mark.parametrize("scaled", [False, True])
+def test_each_device_runs_its_own_rows_and_heads(scaled):
+    """Rows over data × fsdp, heads over tensor: bitwise what one device computes."""
+    mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
     lengths = jnp.array([0, 1, 64, 65, 128, 7, 100, 33], jnp.int32)
     q, k, v = draw(6, 8, 128, kv_heads=4)
-    rows, heads = PartitionSpec("data"), PartitionSpec("data", "tensor")
-    on_mesh = jax.shard_map(
-        ragged_partial, mesh=mesh, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
-    )
-    assert_close(jax.jit(on_mesh)(q, k, v, lengths), plain(q, k, v, lengths))
+    scales = {}
+    if scaled:
+        k, v = (jnp.round(20 * x).astype(jnp.int8) for x in (k, v))
+        scales = {f"{name}_scale_BKS": jnp.full((8, 4, 128), 0.05) for name in "kv"}
+    alone = partial_softmax(q, k, v, lengths, **scales)
+    with jax.set_mesh(mesh):
+        placed = jax.jit(functools.partial(ragged_partial, spec=partition_spec))(q, k, v, lengths, **scales)
+    assert tuple(placed.out.sharding.spec)[:2] == tuple(partition_spec(("batch", "kv_heads")))
+    for ours, theirs in zip(placed, alone, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(("rows", "scaled"), [(7, False), (28, False), (7, True)])
