@@ -28,7 +28,8 @@ class JudgeOptions:
         int | None,
         typer.Option(
             min=1,
-            help="Longest thinking and verdict, in tokens. [default: 8192; with --thinking-budget what it needs]",
+            help="Longest thinking and verdict, in tokens. [default: 8192, or what --thinking-budget, or a direct "
+            "constrained verdict, needs]",
             show_default=False,
         ),
     ] = None
@@ -89,7 +90,8 @@ def open_judge(
     )  # fmt: skip
     most = options.max_new_tokens
     if most is None:
-        most = tokens_needed(rules) if rules is not None and rules.budget is not None else _MAX_NEW_TOKENS
+        bounded = rules is not None and (rules.budget is not None or rules.end_id is None)
+        most = tokens_needed(rules) if rules is not None and bounded else _MAX_NEW_TOKENS
     try:
         decoding = Decoding(options.temperature, top_p=options.top_p, max_new_tokens=most, thinking=rules)
         generator.check(decoding)

@@ -55,7 +55,7 @@ def forcing(
 
 
 def tokens_needed(rules: Thinking) -> int:
-    """The new tokens that a whole budget, its closing and an answer take."""
+    """The new tokens that a whole budget, its closing and an answer take; just the answer without a budget."""
     longest = max((len(choice) for choice in rules.choices), default=rules.answer_tokens)
     return (rules.budget or 0) + len(rules.closing) + longest
 

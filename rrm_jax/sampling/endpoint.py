@@ -134,9 +134,12 @@ class Endpoint:
                 self._clean(f"{self.url}{path} refuses the request: HTTP {status}{moved}: {_words(content)}")
             )
         try:
-            return json.loads(content)
+            answer = json.loads(content)
         except (ValueError, RecursionError):
             raise Outage(f"an answer that is not JSON: {_words(content)}") from None
+        if isinstance(answer, dict) and answer.get("error"):  # as gateways do when the server behind them fails
+            raise Outage(f"an error as an answer: {_words(content)}")
+        return answer
 
     def _clean(self, text: str) -> str:
         """Printable, and without the API key, which servers are known to repeat in their errors."""

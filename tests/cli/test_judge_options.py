@@ -39,3 +39,19 @@ def test_a_model_brings_its_own_template_and_mode(assets, capsys):
     asked = _open(assets, facts, template="default", direct=False)
     assert (asked["template"], asked["thinking"]) == (plain["template"], True)
     assert "trained with the judge template" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({}, 8192),
+        ({"thinking_budget": 50}, 50 + 3 + 100),  # "\n", </think>, "\n\n"
+        ({"thinking_budget": 50, "constrain_verdict": True}, 50 + 2 + 3),  # "\n\n", the form, the end token
+        ({"constrain_verdict": True}, 8192),
+        ({"constrain_verdict": True, "direct": True}, 2),
+        ({"thinking_budget": 50, "max_new_tokens": 900}, 900),
+    ],
+)
+def test_new_tokens_are_what_is_needed(tmp_path, options, most):
+    write_word_tokenizer(tmp_path, ["\n", "\n\n", "\\boxed{Assistant 1}", "\\boxed{Assistant 2}"])
+    assert _open(tmp_path, {}, **{"max_new_tokens": None, **options})["max_new_tokens"] == most

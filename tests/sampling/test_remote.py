@@ -200,6 +200,7 @@ def test_it_works_where_a_loop_is_running(serve, letters):
 GARBAGE = [
     (200, {}, b"<html>try later</html>"),
     (200, {}, b'{"choices": []}'),
+    (200, {}, b'{"error": {"message": "upstream is down", "code": 502}}'),
     (200, {}, b'{"choices": [{"text": 3, "finish_reason": "stop"}]}'),
     (200, {}, b'{"choices": [{"text": "x", "token_ids": [1, -2], "finish_reason": "stop"}]}'),
     (200, {}, b'{"choices": [{"text": "x", "token_ids": [1, true], "finish_reason": "stop"}]}'),
@@ -227,7 +228,8 @@ def test_a_bad_answer_is_asked_for_again_and_never_a_result(serve, letters, trou
     assert server.bodies[0] == server.bodies[1] == server.bodies[2]
 
     server = serve(lambda path, body: trouble)
-    with pytest.raises(RrmError, match=r"out of service: (HTTP|an answer|DecodingError).*\(3 tries.*kept"):
+    said = r"out of service: (HTTP|an answer|an error as an answer: upstream is|DecodingError).*\(3 tries.*kept"
+    with pytest.raises(RrmError, match=said):
         list(RemoteGenerator(server.url, "m", letters, patience=patience).generate(requests(1)))
 
 
