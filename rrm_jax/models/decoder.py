@@ -19,6 +19,7 @@ from flax import nnx
 from rrm_jax.errors import RrmError
 from rrm_jax.models import rope
 from rrm_jax.models.attention import BACKENDS, NO_WINDOW, Backend, Spec, attend
+from rrm_jax.models.cache import Cache, Seen, Segment, attend_cached, store, write
 from rrm_jax.models.config import DecoderConfig
 
 Params = dict[str, Any]
@@ -55,24 +56,14 @@ class Options:
         return x if self.spec is None else jax.lax.with_sharding_constraint(x, self.spec(axes))
 
 
-class Cache(NamedTuple):
-    """Keys and values of one batch: per layer [B, K, S, N]. `positions` int32 [B, S] is −1 in an empty column."""
-
-    k: list[jax.Array]
-    v: list[jax.Array]
-    positions: jax.Array
-
-
 class View(NamedTuple):
-    """What every layer of one forward pass shares."""
+    """What every layer of one forward pass shares: rotations, and what may be attended to."""
 
     cos: jax.Array
     sin: jax.Array
-    q_positions: jax.Array
-    q_segments: jax.Array
-    kv_positions: jax.Array
-    kv_segments: jax.Array
-    cursor: Any  # the cache column that the first new key is written to; None: no cache
+    positions: jax.Array
+    segments: jax.Array
+    cached: Seen | None = None
 
 
 def declare(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], init, hf: str) -> nnx.Param:
@@ -107,26 +98,26 @@ class Attention(nnx.Module):
         self.v_bias = declare(rngs, kv, ("kv_heads", "head"), zeros, "self_attn.v_proj.bias")
 
     def __call__(self, x_BTD, view: View, window, cache, options: Options):
-        """Output [B, T, D] and this layer's (k, v): the new ones [B, K, T, N], or the updated cache."""
+        """Output [B, T, D] and this layer's Segment: the new keys and values [B, K, T, N], or the updated cache.
+
+        `cache` is None or (own Segment, prefix Segment or None).
+        """
         dtype = x_BTD.dtype
         q = jnp.einsum("btd,hnd->bthn", x_BTD, self.q_kernel[...].astype(dtype)) + self.q_bias[...].astype(dtype)
         k = jnp.einsum("btd,knd->btkn", x_BTD, self.k_kernel[...].astype(dtype)) + self.k_bias[...].astype(dtype)
         v = jnp.einsum("btd,knd->btkn", x_BTD, self.v_kernel[...].astype(dtype)) + self.v_bias[...].astype(dtype)
         q = options.constrain(rope.rotate(q, view.cos, view.sin), "batch", None, "heads", None)
-        k = rope.rotate(k, view.cos, view.sin).swapaxes(1, 2)
-        v = v.swapaxes(1, 2)
-        if cache is not None:
-            at = (0, 0, view.cursor, 0)
-            k, v = (
-                jax.lax.dynamic_update_slice(old, new.astype(old.dtype), at)
-                for old, new in zip(cache, (k, v), strict=True)
-            )
+        k, v = rope.rotate(k, view.cos, view.sin).swapaxes(1, 2), v.swapaxes(1, 2)
         k, v = (options.constrain(x, "batch", "kv_heads", None, None) for x in (k, v))
-        out = attend(
-            q, k, v, view.q_positions, view.kv_positions, view.q_segments, view.kv_segments, window,
-            backend="xla" if cache is not None else options.attention, spec=options.spec,
-        )  # fmt: skip
-        return jnp.einsum("bthn,dhn->btd", out, self.o_kernel[...].astype(dtype)), (k, v)
+        if view.cached is None:
+            kv = Segment(k, v)
+            at, segments = view.positions, view.segments
+            out = attend(q, k, v, at, at, segments, segments, window, backend=options.attention, spec=options.spec)
+        else:
+            own, prefix = cache
+            kv = write(own, store(k, v, own.k.dtype), view.cached.length)
+            out = attend_cached(q, kv, prefix, view.cached, window)
+        return jnp.einsum("bthn,dhn->btd", out, self.o_kernel[...].astype(dtype)), kv
 
 
 class MLP(nnx.Module):
@@ -188,24 +179,41 @@ def forward(
     positions_BT,
     segments_BT,
     options: Options = Options(),
-    cache: Cache | None = None,
-    cursor: Any = None,
-) -> tuple[jax.Array, Any]:
+    seq_len_BT: Any = None,
+) -> tuple[jax.Array, list[Segment] | None]:
     """Runs the layers: final-norm hidden states [B, T, D] in the compute dtype, and the keys and values.
 
-    `segments_BT` is 0 on padding and labels packed sequences 1, 2, …; positions count from 0 in each. Without a
-    cache, the second result is each layer's (k, v), [B, K, T, N], as a list (unstacked parameters) or None
-    (stacked). With one (unstacked parameters only), the T new tokens (one segment, never padding) are written to
-    columns `cursor`… of the cache, which is returned updated; `cursor` + T must not exceed its capacity, which
-    would overwrite older columns unseen. Ask `unembed` for logits, at the positions that need them.
+    `segments_BT` is 0 on padding and labels packed sequences 1, 2, …; positions count from 0 in each. The second
+    result is each layer's Segment [B, K, T, N] (unstacked parameters) or None (stacked). `seq_len_BT` is the length of
+    each token's whole sequence, which dynamic RoPE asks for, where that is more than is seen here. Ask `unembed` for
+    logits, at the positions that need them.
     """
-    seq_len = _segment_lengths(positions_BT, segments_BT) if config.rope.kind == "dynamic" else None
-    cos, sin = rope.rotations(config, positions_BT, seq_len)
-    if cache is None:
-        view = View(cos, sin, positions_BT, segments_BT, positions_BT, segments_BT, None)
-    else:
-        columns = jax.lax.dynamic_update_slice(cache.positions, positions_BT, (0, cursor))
-        view = View(cos, sin, positions_BT, segments_BT, columns, (columns >= 0).astype(jnp.int32), cursor)
+    if config.rope.kind == "dynamic" and seq_len_BT is None:
+        seq_len_BT = _segment_lengths(positions_BT, segments_BT)
+    view = View(*rope.rotations(config, positions_BT, seq_len_BT), positions_BT, segments_BT)
+    return _run_layers(config, params, tokens_BT, view, None, options)
+
+
+def extend(
+    config: DecoderConfig, params: Params, cache: Cache, tokens_BT, options: Options = Options(), seq_len_BT: Any = None
+) -> tuple[jax.Array, list[Segment]]:
+    """Runs T more tokens of every row: hidden states [B, T, D], and the cache's layers with the tokens written to them.
+
+    Needs unstacked parameters, and room for T columns in every row; how many of the tokens stay is for the caller to
+    say, by the `length` of the cache it goes on with.
+    """
+    start_B = cache.start()
+    positions_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
+    if config.rope.kind == "dynamic" and seq_len_BT is None:
+        seq_len_BT = positions_BT + 1  # a generated token is rotated for the length it was generated at
+    seen = Seen(positions_BT, start_B - cache.length, cache.length, cache.prefix)
+    view = View(*rope.rotations(config, positions_BT, seq_len_BT), positions_BT, jnp.ones_like(positions_BT), seen)
+    hidden, layers = _run_layers(config, params, tokens_BT, view, cache, options)
+    assert layers is not None
+    return hidden, layers
+
+
+def _run_layers(config: DecoderConfig, params: Params, tokens_BT, view: View, cache: Cache | None, options: Options):
     x = params["embedding"].astype(options.dtype)[tokens_BT]
     if cache is None:
         # Each device looks its slice of D up for all the rows of its fsdp group, then slices are exchanged for rows,
@@ -215,18 +223,17 @@ def forward(
     windowed = config.window_layers or (False,) * config.num_layers
     windows = [(config.sliding_window if here else None) or NO_WINDOW for here in windowed]
     last_norm = params["final_norm"], config.rms_eps
-    if isinstance(params["layers"], list):
-        caches = zip(cache.k, cache.v, strict=True) if cache is not None else [None] * config.num_layers
-        kvs = []
-        for layer, window, layer_cache in zip(params["layers"], windows, caches, strict=True):
-            x, kv = _run_block(config, layer, x, view, window, layer_cache, options)
-            kvs.append(kv)
-    else:
+    if not isinstance(params["layers"], list):
         if cache is not None:
             raise ValueError("decoding needs unstacked parameters: call unstack(params) once per hand-over")
         return rms_norm(_scan_blocks(config, params["layers"], x, view, windows, options), *last_norm), None
-    x = rms_norm(x, *last_norm)
-    return x, kvs if cache is None else Cache([k for k, _ in kvs], [v for _, v in kvs], view.kv_positions)
+    prefixes = cache.prefix.layers if cache is not None and cache.prefix is not None else [None] * config.num_layers
+    caches = zip(cache.layers, prefixes, strict=True) if cache is not None else [None] * config.num_layers
+    segments = []
+    for layer, window, layer_cache in zip(params["layers"], windows, caches, strict=True):
+        x, segment = _run_block(config, layer, x, view, window, layer_cache, options)
+        segments.append(segment)
+    return rms_norm(x, *last_norm), segments
 
 
 @functools.lru_cache(maxsize=32)
@@ -266,23 +273,21 @@ def prefill(
 ) -> tuple[jax.Array, Cache]:
     """Runs right-padded prompts: the hidden state [B, D] of each row's last token, and a cache of `capacity` columns.
 
-    Prompt token t sits in column t; every row's next token is written to column T, whatever its length, so that
-    one column serves the batch. `lengths_B` ≥ 1.
+    The plain way to decode, without slots or sharing. `lengths_B` ≥ 1.
     """
     time = tokens_BT.shape[1]
     columns = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32), tokens_BT.shape)
-    filled = columns < lengths_B[:, None]
-    hidden, kvs = forward(config, params, tokens_BT, columns, filled.astype(jnp.int32), options)
+    filled = (columns < lengths_B[:, None]).astype(jnp.int32)
+    hidden, segments = forward(config, params, tokens_BT, columns, filled, options)
+    assert segments is not None
     last = jnp.take_along_axis(hidden, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
     grow = ((0, 0), (0, 0), (0, capacity - time), (0, 0))
-    positions = jnp.pad(jnp.where(filled, columns, -1), ((0, 0), (0, capacity - time)), constant_values=-1)
-    return last, Cache([jnp.pad(k, grow) for k, _ in kvs], [jnp.pad(v, grow) for _, v in kvs], positions)
+    return last, Cache([Segment(jnp.pad(kv.k, grow), jnp.pad(kv.v, grow)) for kv in segments], lengths_B)
 
 
 def decode(
-    config: DecoderConfig, params: Params, cache: Cache, token_B, position_B, cursor, options: Options = Options()
+    config: DecoderConfig, params: Params, cache: Cache, token_B, options: Options = Options()
 ) -> tuple[jax.Array, Cache]:
-    """One token for each row at cache column `cursor`: hidden state [B, D] and the updated cache."""
-    ones = jnp.ones_like(token_B)[:, None]
-    hidden, cache = forward(config, params, token_B[:, None], position_B[:, None], ones, options, cache, cursor)
-    return hidden[:, 0], cache
+    """One more token for each row: its hidden state [B, D] and the updated cache."""
+    hidden, layers = extend(config, params, cache, token_B[:, None], options)
+    return hidden[:, 0], cache._replace(layers=layers, length=cache.length + 1)

@@ -1,17 +1,15 @@
-"""The device programs of sampling: prefill prompts, place them in slots, decode a block of tokens, move the cache.
+"""The device programs of sampling, jitted: take weights in, prefill prompts, decode a block, move rows and columns.
 
-Axes: B slots (rows of a batch), U prompts prefilled together, T prompt columns, S cache columns, K key/value
-heads, N head width, D model width, I steps of a block, M stop ids.
+Axes: B rows, U prompts, A prompts prefilled together, C tokens of a chunk, P columns of a prompt, S columns of a row,
+X either of B and U, K key/value heads, N head width, D model width, W ways that the batch is split over the mesh.
 
-The token at position p of a row sits in column p of the row's slot, whatever the other slots hold and whenever
-the row began: what a row computes depends on itself and on the shapes alone. A slot that finished is given to
-the next request; columns are added or dropped for the whole batch as its longest row asks.
+A prompt's keys and values are kept once, whatever the number of its samples; a row keeps those of its own new tokens.
+Both kinds of columns are added or dropped for all as the longest asks, and rows and prompts as their number asks.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,68 +17,39 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rrm_jax.models import decoder
+from rrm_jax.models.cache import Cache, Segment, empty_segment, put_rows, store, take_rows
 from rrm_jax.models.config import DecoderConfig
 from rrm_jax.models.decoder import Options, Params
 from rrm_jax.models.params import is_spec, param_specs, unstack
 from rrm_jax.parallel.mesh import RULES, param_sharding, partition_spec, replicated
-from rrm_jax.sampling.distribution import base_keys, draw
-
-CACHE_AXES = ("batch", "kv_heads", None, None)
-
-
-class Rows(NamedTuple):
-    """What the slots were asked for and how far they are, host arrays [B] (stop_ids [B, M], padded with −1).
-
-    `length` is the prompt's, `drawn` counts new tokens; a slot that is `done`, or never used, draws nothing.
-    """
-
-    seed: Any
-    id_hash: Any
-    sample: Any
-    temperature: Any
-    top_k: Any
-    top_p: Any
-    max_new: Any
-    stop_ids: Any
-    length: Any
-    drawn: Any
-    done: Any
-
-
-class Slots(NamedTuple):
-    """What stays on the device: keys and values, L × [B, K, S, N], and the last hidden state of each row [B, D]."""
-
-    k: list[jax.Array]
-    v: list[jax.Array]
-    hidden: jax.Array
-
-
-class Drawn(NamedTuple):
-    """A block's result: tokens and logprobs [I, B], of which row b has its first `drawn[b] − drawn before`."""
-
-    token: jax.Array
-    logprob: jax.Array
-    drawn: jax.Array
-    done: jax.Array
-    failed: jax.Array
+from rrm_jax.sampling import control
+from rrm_jax.sampling.block import Shared, Slots, decode_block
 
 
 class Programs:
-    """The jitted programs of one (config, options, mesh), shared by the samplers that have the same."""
+    """The jitted programs of one (config, options, mesh, cache dtype), shared by the samplers that have the same."""
 
-    def __init__(self, config: DecoderConfig, options: Options, mesh: Mesh | None):
+    def __init__(self, config: DecoderConfig, options: Options, mesh: Mesh | None, cache_dtype: Any):
         self.compilations = 0
-        self.config, self.options, self.mesh = config, options, mesh
-        cache: Any = mesh and NamedSharding(mesh, partition_spec(CACHE_AXES))
-        hidden: Any = mesh and NamedSharding(mesh, partition_spec(("batch", None)))
-        slots = Slots([cache] * config.num_layers, [cache] * config.num_layers, hidden)
-        self.prefill = self._jit(_prefill, slots)
-        self.empty = self._jit(_empty, slots, static_argnames=("batch", "columns"))
-        self.place_kv = self._jit(_place, cache, donate_argnums=0)
-        self.place_hidden = self._jit(_place, hidden, donate_argnums=0)
-        self.resize = self._jit(_resize, cache, static_argnames="columns")
+        self.config, self.options, self.mesh, self.cache_dtype = config, options, mesh, cache_dtype
+        self.ways = 1 if mesh is None else int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
+        by_row: Any = mesh and NamedSharding(mesh, partition_spec(("batch",)))
+        kv: Any = mesh and NamedSharding(mesh, partition_spec(("batch", "kv_heads")))
+        layers = [Segment(kv, kv, kv, kv)] * config.num_layers
         whole = mesh and replicated(mesh)  # every process of a multi-host run reads the tokens
-        self.decode_block = self._jit(_decode_block, (slots, whole), donate_argnums=1, static_argnames="steps")
+        shared: Any = mesh and Shared(layers, by_row)
+        slots: Any = mesh and Slots(layers, by_row, by_row, by_row)
+        empty_shared = functools.partial(_empty_shared, dtype=cache_dtype)
+        empty_slots = functools.partial(_empty_slots, dtype=cache_dtype)
+        self.empty_shared = self._jit(empty_shared, shared, static_argnames=("prompts", "columns"))
+        self.empty_slots = self._jit(empty_slots, slots, static_argnames=("batch", "columns", "history"))
+        self.prefill = self._jit(_prefill, shared, donate_argnums=1, static_argnames="limit")
+        self.move = self._jit(_move, kv, static_argnames="columns")
+        self.move_state = self._jit(_move_state, by_row, static_argnames="columns")
+        self.clean = self._jit(_clean, kv, donate_argnums=0)
+        self.decode_block = self._jit(
+            decode_block, (slots, whole), donate_argnums=1, static_argnames=("steps", "lookup", "early")
+        )
         self.adopt = self._jit(_adopt, mesh and weight_shardings(config, mesh))
 
     def _jit(self, function: Callable, shardings, **how) -> Callable:
@@ -88,7 +57,7 @@ class Programs:
             self.compilations += 1  # runs when JAX traces, that is once for each new set of shapes
             return function(self.config, self.options, *args, **static)
 
-        traced.__name__ = function.__name__
+        traced.__name__ = getattr(function, "__name__", "empty")
         placed = {} if self.mesh is None else {"out_shardings": shardings}
         jitted = jax.jit(traced, **placed, **how)
         if self.mesh is None:
@@ -102,8 +71,8 @@ class Programs:
 
 
 @functools.lru_cache(maxsize=16)
-def programs(config: DecoderConfig, options: Options, mesh: Mesh | None) -> Programs:
-    return Programs(config, options, mesh)
+def programs(config: DecoderConfig, options: Options, mesh: Mesh | None, cache_dtype: Any) -> Programs:
+    return Programs(config, options, mesh, cache_dtype)
 
 
 def weight_shardings(config: DecoderConfig, mesh: Mesh) -> Params:
@@ -126,106 +95,91 @@ def _adopt(config, options: Options, params: Params) -> Params:
     return jax.tree.map(lambda x: jnp.copy(x).astype(options.dtype), params)
 
 
-def _empty(config: DecoderConfig, options: Options, *, batch: int, columns: int) -> Slots:
-    shape = (batch, config.num_kv_heads, columns, config.head_dim)
-    k, v = ([jnp.zeros(shape, options.dtype) for _ in range(config.num_layers)] for _ in range(2))
-    return Slots(k, v, jnp.zeros((batch, config.hidden_size), options.dtype))
+def _empty_layers(config: DecoderConfig, rows: int, columns: int, dtype) -> list[Segment]:
+    shape = (rows, config.num_kv_heads, columns, config.head_dim)
+    return [empty_segment(shape, dtype) for _ in range(config.num_layers)]
 
 
-def _prefill(config, options: Options, params: Params, tokens_UT, lengths_U) -> Slots:
-    """Right-padded prompts: their keys and values [U, K, T, N], and the last token's hidden state [U, D]."""
-    hidden, cache = decoder.prefill(config, params, tokens_UT, lengths_U, tokens_UT.shape[1], options)
-    return Slots(cache.k, cache.v, hidden)
+def _empty_shared(config: DecoderConfig, options: Options, *, prompts: int, columns: int, dtype) -> Shared:
+    hidden = jnp.zeros((prompts, config.hidden_size), options.dtype)
+    return Shared(_empty_layers(config, prompts, columns, dtype), hidden)
 
 
-def _place(config, options: Options, old, new, source_B) -> jax.Array:
-    """Row b of `old` becomes row source_B[b] of `new`, padded with zeros, or stays where that is −1.
+def _empty_slots(config: DecoderConfig, options: Options, *, batch: int, columns: int, history: int, dtype) -> Slots:
+    hidden = jnp.zeros((batch, config.hidden_size), options.dtype)
+    tokens = jnp.zeros((batch, history), jnp.int32) if history else None
+    return Slots(_empty_layers(config, batch, columns, dtype), hidden, control.idle(batch), tokens)
 
-    The whole row is written, so that a NaN of the slot's last owner cannot leak through the mask (0 × NaN).
+
+def _prefill(
+    config, options: Options, params: Params, shared: Shared, tokens_AC, source, target, start_A, count_A, total_A,
+    *, limit: int,
+) -> Shared:  # fmt: skip
+    """Runs a chunk of A prompts: tokens `start` … `start + count` of prompts that are `total` long.
+
+    Each goes on from the first `start` columns of prompt `source` and is written to `target`, int32 [W, A/W] within its
+    part of the batch; a target beyond the part is dropped. All `start` are 0 (`limit` 0), or `start` + C ≤ `limit`.
+    The target's row is written whole, so that nothing of its last owner stays: a NaN would leak through any mask.
     """
-    taken = jnp.take(new, jnp.maximum(source_B, 0), axis=0)
-    taken = jnp.pad(taken, [(0, 0)] + [(0, a - b) for a, b in zip(old.shape[1:], new.shape[1:], strict=True)])
-    return jnp.where(source_B.reshape(-1, *(1,) * (old.ndim - 1)) >= 0, taken, old)
+    columns = shared.layers[0].k.shape[2]
+    time = tokens_AC.shape[1]
+    filled_AC = jnp.arange(time) < count_A[:, None]
+    totals_AC = jnp.broadcast_to(total_A[:, None], tokens_AC.shape)
+
+    def cut(x, end_A):
+        """Zeros from column `end` on."""
+        kept = (jnp.arange(x.shape[2]) < end_A[:, None]).reshape(x.shape[0], 1, -1, *(1,) * (x.ndim - 3))
+        return jnp.where(kept, x, jnp.zeros((), x.dtype))
+
+    if limit == 0:
+        positions = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32), tokens_AC.shape)
+        hidden, new = decoder.forward(
+            config, params, tokens_AC, positions, filled_AC.astype(jnp.int32), options, totals_AC
+        )
+        layers = [store(kv.k, kv.v, old.k.dtype) for kv, old in zip(new or [], shared.layers, strict=True)]
+    else:
+        own = [
+            Segment(*(x if x is None else cut(_columns(take_rows(x, source), limit), start_A) for x in kv))
+            for kv in shared.layers
+        ]
+        hidden, layers = decoder.extend(config, params, Cache(own, start_A), tokens_AC, options, totals_AC)
+
+    written = [
+        Segment(
+            *(
+                x if x is None else put_rows(x, _columns(cut(y, start_A + count_A), columns), target)
+                for x, y in zip(old, new, strict=True)
+            )
+        )
+        for old, new in zip(shared.layers, layers, strict=True)
+    ]
+    last = jnp.take_along_axis(hidden, (count_A - 1)[:, None, None], axis=1)[:, 0]
+    return Shared(written, put_rows(shared.hidden, last, target))
 
 
-def _resize(config, options: Options, x_BKSN, *, columns: int) -> jax.Array:
-    more = max(columns - x_BKSN.shape[2], 0)
-    return jnp.pad(x_BKSN[:, :, :columns], ((0, 0), (0, 0), (0, more), (0, 0)))
+def _move(config, options: Options, x_XKSN, source, *, columns: int) -> jax.Array:
+    """Row x of the result is the old row source[x] (int32 [W, X'/W], within its part), with more or fewer columns."""
+    return take_rows(_columns(x_XKSN, columns), source)
 
 
-def _decode_block(
-    config: DecoderConfig, options: Options, params: Params, slots: Slots, rows: Rows, limit, enough, *, steps: int
-) -> tuple[Slots, Drawn]:
-    """Draws up to `limit` ≤ `steps` tokens a row; stops early when `enough` or fewer rows are still at work.
-
-    Needs length + drawn + limit ≤ S of every row at work.
-    """
-    batch, columns = rows.done.shape[0], slots.k[0].shape[2]
-    rows = Rows(*(options.constrain(jnp.asarray(x), "batch", *(None,) * (x.ndim - 1)) for x in rows))
-    keys_B = base_keys(rows.seed, rows.id_hash, rows.sample)
-    column_S = jnp.arange(columns, dtype=jnp.int32)
-    written_B = rows.length + rows.drawn
-    positions_BS = jnp.where(column_S < written_B[:, None], column_S, -1)
-
-    def working(state):
-        step, _, _, drawn = state
-        return (step < limit) & (jnp.sum(~drawn.done) > enough)
-
-    def body(state):
-        step, slots, positions_BS, past = state
-        with jax.named_scope("draw"):
-            # Two constraints: with the last alone, XLA gathers the output matrix rather than the logits.
-            logits_BV = options.constrain(decoder.unembed(config, params, slots.hidden), "batch", "vocab")
-            logits_BV = options.constrain(logits_BV, "batch", None)
-            keys = jax.vmap(jax.random.fold_in)(keys_B, past.drawn)
-            token, logprob, finite = draw(logits_BV, keys, rows.temperature, rows.top_k, rows.top_p)
-        drawn = past.drawn + ~past.done
-        failed = past.failed | (~past.done & ~finite)
-        stopped = jnp.any(token[:, None] == rows.stop_ids, axis=-1)
-        done = past.done | failed | stopped | (drawn >= rows.max_new)
-        # A finished row goes on writing into its own slot, at a column that no longer matters.
-        at_B = jnp.minimum(rows.length + past.drawn, columns - 1)
-        slots, positions_BS = _decode_rows(config, options, params, slots, positions_BS, token, at_B)
-        record = Drawn(past.token.at[step].set(token), past.logprob.at[step].set(logprob), drawn, done, failed)
-        return step + 1, slots, positions_BS, record
-
-    nothing = Drawn(
-        jnp.zeros((steps, batch), jnp.int32),
-        jnp.zeros((steps, batch), jnp.float32),
-        rows.drawn,
-        rows.done,
-        jnp.zeros_like(rows.done),
-    )
-    _, slots, _, record = jax.lax.while_loop(working, body, (jnp.int32(0), slots, positions_BS, nothing))
-    return slots, record
+def _columns(x_XKSN, columns: int) -> jax.Array:
+    """The first so many columns, zeros where there are fewer."""
+    more = max(columns - x_XKSN.shape[2], 0)
+    return jnp.pad(x_XKSN[:, :, :columns], [(0, 0), (0, 0), (0, more), (0, 0)][: x_XKSN.ndim])
 
 
-def _decode_rows(config, options: Options, params: Params, slots: Slots, positions_BS, token_B, at_B):
-    """One token a row, written to column at_B[b] of row b, which is also its position."""
-    inner, over = options, None
-    if options.spec is not None:
-        # Each row is decoded as a batch of one; the axis that vmap adds carries the batch's sharding.
-        inner, over = dataclasses.replace(options, spec=_spec_of_one), RULES["batch"]
+def _move_state(config, options: Options, state, source, *, columns: int):
+    """The same for what is kept by row [B, …] beside keys and values; `columns` are those of the history, [B, C]."""
 
-    def one(k, v, positions_S, token, at):
-        cache = decoder.Cache([x[None] for x in k], [x[None] for x in v], positions_S[None])
-        hidden, cache = decoder.decode(config, params, cache, token[None], at[None], at, inner)
-        return [x[0] for x in cache.k], [x[0] for x in cache.v], cache.positions[0], hidden[0]
+    def one(x):
+        x = take_rows(x, source)
+        if x.ndim == 2 and jnp.issubdtype(x.dtype, jnp.integer):
+            x = jnp.pad(x[:, :columns], ((0, 0), (0, columns - min(columns, x.shape[1]))))
+        return x
 
-    k, v, positions_BS, hidden = jax.vmap(one, spmd_axis_name=over)(slots.k, slots.v, positions_BS, token_B, at_B)
-    return Slots(k, v, hidden), positions_BS
+    return jax.tree.map(one, state)
 
 
-def _spec_of_one(axes: tuple[str | None, ...]) -> PartitionSpec:
-    return partition_spec(tuple(None if axis == "batch" else axis for axis in axes))
-
-
-def free_rows(batch: int, stops: int) -> Rows:
-    """Slots that nobody uses yet."""
-    unsigned, whole = np.zeros(batch, np.uint32), np.zeros(batch, np.int32)
-    return Rows(
-        seed=unsigned.copy(), id_hash=unsigned.copy(), sample=unsigned.copy(),
-        temperature=np.ones(batch, np.float32), top_k=whole.copy(), top_p=np.ones(batch, np.float32),
-        max_new=whole.copy(), stop_ids=np.full((batch, stops), -1, np.int32),
-        length=whole.copy(), drawn=whole.copy(), done=np.ones(batch, bool),
-    )  # fmt: skip
+def _clean(config, options: Options, x_XKSN, failed_X) -> jax.Array:
+    """Zeros in the rows that failed: 0 × NaN is NaN, for whoever comes after them."""
+    return jnp.where(failed_X.reshape(-1, *(1,) * (x_XKSN.ndim - 1)), jnp.zeros((), x_XKSN.dtype), x_XKSN)

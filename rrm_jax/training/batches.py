@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from rrm_jax.rl.logprobs import Sequences
-from rrm_jax.sampling.sampler import bucket as sampler_bucket
+from rrm_jax.sampling.schedule import bucket as sampler_bucket
 
 
 @dataclasses.dataclass(frozen=True)

@@ -156,7 +156,7 @@ def _compute(config: DecoderConfig, params: Params, tokens_BT, lengths_B):
         hidden, cache = carry
         logits = unembed(config, params, hidden)
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        return decode(config, params, cache, token, lengths_B + i, time + i), (logits, token)
+        return decode(config, params, cache, token), (logits, token)
 
     _, (steps, chosen) = jax.lax.scan(step, (hidden, cache), jnp.arange(NEW_TOKENS, dtype=jnp.int32))
     return full, steps.swapaxes(0, 1), chosen.swapaxes(0, 1)

@@ -135,7 +135,7 @@ def test_scanned_layers_equal_unrolled_ones(config):
     scanned, none = run(config, params_of(config, stacked=True), *batch, Options())
     assert_close(scanned, unrolled)
     assert none is None
-    assert [(k.shape, v.shape) for k, v in kvs] == [((2, 2, 16, 8), (2, 2, 16, 8))] * 2
+    assert [(kv.k.shape, kv.v.shape) for kv in kvs] == [((2, 2, 16, 8), (2, 2, 16, 8))] * 2
 
 
 def next_token_loss(config, options, params, tokens, positions, segments):
@@ -209,7 +209,7 @@ def test_prefill_and_decode_of_ragged_prompts_equal_teacher_forcing(config):
     seen = [hidden]
     for i in range(steps):
         token = np.array([row[length + i] for row, length in zip(rows, prompt_lengths, strict=True)], np.int32)
-        hidden, cache = one(config, params_of(config), cache, token, prompt_lengths + i, time + i)
+        hidden, cache = one(config, params_of(config), cache, token)
         seen.append(hidden)
     forced, _ = run(config, params_of(config), *batch_of(*([row] for row in rows), time=14), Options())
     for b, length in enumerate(prompt_lengths):
@@ -222,7 +222,7 @@ def test_decoding_updates_the_donated_cache_in_place():
     _, cache = start(config, params, np.ones((4, 8), np.int32), np.full(4, 8, np.int32), 512)
     step = jax.jit(decode, static_argnums=0, donate_argnums=2)
     ones = jnp.ones(4, jnp.int32)
-    memory = step.lower(config, params, cache, ones, 8 * ones, jnp.int32(8)).compile().memory_analysis()
+    memory = step.lower(config, params, cache, ones).compile().memory_analysis()
     cache_bytes = sum(x.nbytes for x in jax.tree.leaves(cache))
     assert memory.alias_size_in_bytes >= cache_bytes
     assert memory.temp_size_in_bytes < cache_bytes / 4  # no copy of a layer's cache either
@@ -271,7 +271,7 @@ def test_unknown_choices_and_stacked_decoding_are_refused():
     one = jnp.ones(1, jnp.int32)
     _, cache = jax.eval_shape(functools.partial(prefill, CONFIG, capacity=8), params, one[None], one)
     with pytest.raises(ValueError, match="unstack"):
-        jax.eval_shape(functools.partial(decode, CONFIG), stack(params), cache, one, one, 1)
+        jax.eval_shape(functools.partial(decode, CONFIG), stack(params), cache, one)
 
 
 def test_options_are_hashable_and_compare_by_value():

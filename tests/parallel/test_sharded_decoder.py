@@ -73,8 +73,8 @@ def test_prefill_and_decode_are_those_of_one_device():
 
     def both(options, params, tokens, lengths):
         hidden, cache = prefill(CONFIG, params, tokens[:, :10], lengths, 12, options)
-        after, cache = decode(CONFIG, params, cache, tokens[:, 10], lengths, 10, options)
-        return hidden, after, cache.k[1][:, :, 10]
+        after, cache = decode(CONFIG, params, cache, tokens[:, 10], options)
+        return hidden, after, cache.layers[1].k
 
     expected = jax.jit(functools.partial(both, Options()))(realistic_params(CONFIG, stacked=False), tokens, lengths)
     mesh = make_mesh(MeshShape(2, 2, 2))
