@@ -6,13 +6,12 @@ columns, N head width.
 XLA's einsum reads every allocated column of every row. Here the work is a list of (row, block of columns) pairs that
 holds filled blocks only: the grid is as long as the list, so that an empty block costs neither a copy from HBM nor a
 step, and the pipeline fetches the next row's first block while the last row's is computed. The result is a partial
-softmax; `merge` joins it with that of other columns, such as a shared prefix.
+softmax; `cache.merge` joins it with that of other columns, such as a shared prefix.
 
 Off a TPU the kernel runs in Pallas' interpreter, which is how the tests compare it with a plain softmax.
 """
 
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from rrm_jax.errors import RrmError
 from rrm_jax.models.attention import Spec
+from rrm_jax.models.cache import Partial
 
 # A step should copy enough for its own cost to vanish, and end close to the row's length.
 _MOST_COLUMNS = 512
@@ -29,28 +29,13 @@ _MOST_BYTES = 1 << 20  # of keys a step: with values, both double-buffered, 4 Mi
 _NOTHING = float(jnp.finfo(jnp.float32).min)  # finite: exp(_NOTHING − _NOTHING) is 1, and never NaN
 
 
-class Partial(NamedTuple):
-    """A softmax over some columns, not yet divided: float32 `out` Σ exp(s − top)·v [B, K, G, N], `top` max s and
-    `total` Σ exp(s − top), both [B, K, G]. Over no columns: 0, the most negative float32, 0."""
-
-    out: Any
-    top: Any
-    total: Any
-
-
-def merge(one: Partial, two: Partial) -> Partial:
-    """The softmax over the columns of both."""
-    top = jnp.maximum(one.top, two.top)
-    first, second = jnp.exp(one.top - top), jnp.exp(two.top - top)
-    out = one.out * first[..., None] + two.out * second[..., None]
-    return Partial(out, top, one.total * first + two.total * second)
-
-
 def ragged_partial(
     q_BKGN, k_BKSN, v_BKSN, lengths, *, k_scale_BKS=None, v_scale_BKS=None, spec: Spec | None = None,
     interpret: bool | None = None,
 ) -> Partial:  # fmt: skip
     """Attention of each query row over the first `lengths` columns of its row of the cache, scores q·k / √N.
+
+    Over no columns `out` and `total` are 0, and `top` is the most negative float32.
 
     `lengths` int32, between 0 and S, is [B], or [B, G] where the query rows see different numbers of columns, as
     several new tokens do. Columns from a row's largest length on may hold anything, NaN too. S is a multiple of 64;
@@ -72,12 +57,11 @@ def ragged_partial(
     if spec is not None:
         cache, sums = spec(("batch", "kv_heads", None, None)), spec(("batch", "kv_heads", None))
         placed = (cache, cache, cache, spec(("batch", None)), *[sums] * len(scales))
-        results = Partial(cache, sums, sums)
-        run = jax.shard_map(run, in_specs=placed, out_specs=results, check_vma=False)
-    return run(q_BKGN, k_BKSN, v_BKSN, limits_BG, *scales)
+        run = jax.shard_map(run, in_specs=placed, out_specs=(cache, sums, sums), check_vma=False)
+    return Partial(*run(q_BKGN, k_BKSN, v_BKSN, limits_BG, *scales))
 
 
-def _on_device(q_BKGN, k_BKSN, v_BKSN, limits_BG, *scales, interpret: bool) -> Partial:
+def _on_device(q_BKGN, k_BKSN, v_BKSN, limits_BG, *scales, interpret: bool) -> tuple[jax.Array, ...]:
     batch, kv_heads, rows, width = q_BKGN.shape
     columns = k_BKSN.shape[2]
     short = -rows % 8  # whole tiles of query rows
@@ -106,7 +90,7 @@ def _on_device(q_BKGN, k_BKSN, v_BKSN, limits_BG, *scales, interpret: bool) -> P
         interpret=interpret,
         name="ragged_decode_attention",
     )(row_I, block_I, filled_B, q, limits, k_BKSN, v_BKSN, *(x[:, :, None] for x in scales))
-    return Partial(out[:, :, :rows], top[:, :, :rows, 0], total[:, :, :rows, 0])
+    return out[:, :, :rows], top[:, :, :rows, 0], total[:, :, :rows, 0]
 
 
 def _block(columns: int) -> int:

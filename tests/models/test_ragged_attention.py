@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rrm_jax.errors import RrmError
-from rrm_jax.models.ragged_attention import Partial, _work_list, merge, ragged_partial
+from rrm_jax.models.cache import Partial, merge
+from rrm_jax.models.ragged_attention import _work_list, ragged_partial
 from rrm_jax.parallel.mesh import MeshShape, make_mesh, partition_spec
 
 K, G, N = 2, 7, 128
