@@ -1,0 +1,201 @@
+"""Reads what a compiled program's loops write, off the text of XLA's optimised HLO for a GPU or a TPU.
+
+Kinds: "copy" only moves data; "write-back" brings an array from a TPU's VMEM to its HBM; "prefetch" is the other way,
+the read that the next operation is then spared, and is no traffic of its own; "product" is a matrix product or a
+kernel; "compute" is everything else. Updates in place are not listed: they write what they change.
+"""
+
+import dataclasses
+import math
+import re
+
+MIB = 1 << 20
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+_BYTES |= {"s4": 0.5, "u4": 0.5, "s64": 8, "u64": 8, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1}
+_ARRAY = re.compile(r"\b([a-z]+\d[a-z0-9]*|pred)\[([\d,]*)\](?:\{[^}]*\})?")
+_FREE = {
+    "parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "constant", "after-all",
+    "optimization-barrier", "copy-start", "slice-start", "async-start", "call-start", "call-update", "partition-id",
+}  # fmt: skip
+_MOVES = {
+    "parameter", "constant", "copy", "transpose", "bitcast", "bitcast-convert", "reshape", "slice", "dynamic-slice",
+    "concatenate", "pad", "broadcast", "convert", "gather", "reverse", "tuple", "get-tuple-element",
+}  # fmt: skip
+_CALLS = ("call", "while", "conditional", "async-start", "call-start")
+_BODIES = ("to_apply", "body", "calls", "branch_computations", "true_computation", "false_computation")
+_PRODUCTS = {"dot", "convolution", "custom-call"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    text: str
+    elements: int
+    bytes: int
+
+    @property
+    def in_vmem(self) -> bool:
+        return "S(1)" in self.text
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    name: str
+    root: bool
+    arrays: list[Array]
+    opcode: str
+    operands: list[str]
+    rest: str
+
+    def computations(self, *attributes: str) -> list[str]:
+        """Names that the given attributes hold: `body=%a`, `branch_computations={%a, %b}`."""
+        found = []
+        for attribute in attributes:
+            for one, several in re.findall(rf"\b{attribute}=(?:%?([\w.\-]+)|\{{([^}}]*)\}})", self.rest):
+                found += [one] if one else re.findall(r"[\w.\-]+", several)
+        return found
+
+
+Computation = dict[str, Instruction]
+
+
+@dataclasses.dataclass(frozen=True)
+class Write:
+    """Something that a step of the loop writes. `branch`: in a branch that it may not take."""
+
+    kind: str
+    opcode: str
+    array: Array
+    source: str
+    branch: bool
+
+
+def _closing(text: str) -> int:
+    """Where the bracket that `text` begins with is closed."""
+    depth = 0
+    for at, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return at
+    return len(text)
+
+
+def _instruction(line: str) -> Instruction | None:
+    head = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
+    if not head:
+        return None
+    rest = line[head.end() :]
+    end = _closing(rest) + 1 if rest.startswith("(") else rest.find(" ")
+    shape, rest = rest[:end], rest[end:].lstrip()
+    opcode = re.match(r"[\w\-]+", rest)
+    if not opcode or not rest[opcode.end() :].startswith("("):
+        return None
+    rest = rest[opcode.end() :]
+    operands = re.findall(r"%([\w.\-]+)", rest[: _closing(rest)])
+    arrays = []
+    for found in _ARRAY.finditer(shape):
+        elements = math.prod(int(size) for size in found[2].split(",") if size)
+        arrays.append(Array(found[0], elements, int(elements * _BYTES.get(found[1], 0))))
+    return Instruction(head[2], bool(head[1]), arrays, opcode[0], operands, rest[_closing(rest) + 1 :])
+
+
+def parse(text: str) -> dict[str, Computation]:
+    computations: dict[str, Computation] = {}
+    current: Computation | None = None
+    for line in text.splitlines():
+        if line.startswith(("%", "ENTRY")) and line.endswith("{"):
+            name = "ENTRY" if line.startswith("ENTRY") else line[1:].split(" ")[0]
+            current = computations[name] = {}
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and (one := _instruction(line)):
+            current[one.name] = one
+    return computations
+
+
+def _in_loop(computations: dict[str, Computation]) -> dict[str, bool]:
+    """The computations that a while loop runs, fusions apart, and whether each is in a branch only."""
+    found: dict[str, bool] = {}
+
+    def visit(name: str, looped: bool, branch: bool) -> None:
+        for one in computations[name].values():
+            if one.opcode not in _CALLS:
+                continue
+            inside, may_be_skipped = looped or one.opcode == "while", branch or one.opcode == "conditional"
+            for called in one.computations(*_BODIES):
+                if inside:
+                    found[called] = found.get(called, True) and may_be_skipped
+                visit(called, inside, may_be_skipped)
+
+    visit("ENTRY", False, False)
+    return found
+
+
+def _fused(computations, one: Instruction) -> Computation:
+    return computations[one.computations("calls")[0]]
+
+
+def _updated(computations, one: Instruction) -> set[int]:
+    """Which results of an instruction are an operand's own buffer, of which a part is overwritten."""
+    if one.opcode in ("dynamic-update-slice", "scatter"):
+        return {0}
+    if "output_to_operand_aliasing" in one.rest:
+        return set(range(len(one.arrays)))
+    if one.opcode != "fusion":
+        return set()
+    body = _fused(computations, one)
+    root = next(x for x in body.values() if x.root)
+
+    def behind(name: str, *more: str) -> Instruction:
+        x = body[name]
+        while x.opcode in ("bitcast", "reshape", *more):
+            x = body[x.operands[0]]
+        return x
+
+    def in_place(name: str) -> bool:
+        update = behind(name)
+        if update.opcode not in ("dynamic-update-slice", "scatter"):
+            return False
+        return behind(update.operands[0], "dynamic-update-slice", "scatter").opcode == "parameter"
+
+    return {at for at, name in enumerate(root.operands if root.opcode == "tuple" else [root.name]) if in_place(name)}
+
+
+def _kind(computations, where: Computation, one: Instruction, array: Array) -> str:
+    if one.opcode in ("copy-done", "slice-done"):
+        if array.in_vmem:
+            return "prefetch"
+        source = where[one.operands[0]].arrays
+        return "write-back" if any(x.in_vmem for x in source) else "copy"
+    inside = {x.opcode for x in _fused(computations, one).values()} if one.opcode == "fusion" else {one.opcode}
+    if inside <= _MOVES:
+        return "copy"
+    return "product" if inside & _PRODUCTS else "compute"
+
+
+def writes(text: str, least: int = MIB) -> list[Write]:
+    """What the loops of an optimised program write, at least so many bytes each, updates in place apart."""
+    computations = parse(text)
+    found = []
+    for name, branch in _in_loop(computations).items():
+        for one in computations[name].values():
+            # ConcatBitcast gives the pieces of a prefetch one name.
+            if one.opcode in _FREE or 'custom_call_target="ConcatBitcast"' in one.rest:
+                continue
+            updated = _updated(computations, one)
+            source = re.search(r'op_name="([^"]*)"', one.rest)
+            for at, array in enumerate(one.arrays):
+                if array.bytes >= least and at not in updated:
+                    kind = _kind(computations, computations[name], one, array)
+                    found.append(Write(kind, one.opcode, array, source[1] if source else "", branch))
+    return found
+
+
+def inner_loops(text: str) -> list[str]:
+    """Where the loops come from that every step runs: a loop over rows or columns costs a step its latency."""
+    computations = parse(text)
+    return [
+        re.sub(r'.*op_name="([^"]*)".*', r"\1", one.rest)
+        for name, branch in _in_loop(computations).items()
+        for one in computations[name].values()
+        if one.opcode == "while" and not branch
+    ]
