@@ -29,7 +29,7 @@ _PRODUCTS = {"dot", "convolution", "custom-call"}
 @dataclasses.dataclass(frozen=True)
 class Array:
     text: str
-    elements: int
+    shape: tuple[int, ...]
     bytes: int
 
     @property
@@ -93,8 +93,8 @@ def _instruction(line: str) -> Instruction | None:
     operands = re.findall(r"%([\w.\-]+)", rest[: _closing(rest)])
     arrays = []
     for found in _ARRAY.finditer(shape):
-        elements = math.prod(int(size) for size in found[2].split(",") if size)
-        arrays.append(Array(found[0], elements, int(elements * _BYTES.get(found[1], 0))))
+        sizes = tuple(int(size) for size in found[2].split(",") if size)
+        arrays.append(Array(found[0], sizes, int(math.prod(sizes) * _BYTES.get(found[1], 0))))
     return Instruction(head[2], bool(head[1]), arrays, opcode[0], operands, rest[_closing(rest) + 1 :])
 
 
@@ -188,6 +188,14 @@ def writes(text: str, least: int = MIB) -> list[Write]:
                     kind = _kind(computations, computations[name], one, array)
                     found.append(Write(kind, one.opcode, array, source[1] if source else "", branch))
     return found
+
+
+def same_array(one: tuple[int, ...], two: tuple[int, ...]) -> bool:
+    """Whether two shapes can be of the same array: transposed, or with neighbouring axes merged, or split."""
+    one, two = (tuple(size for size in shape if size > 1) for shape in (one, two))
+    ends_one, ends_two = ({math.prod(shape[:at]) for at in range(1, len(shape) + 1)} for shape in (one, two))
+    merged = math.prod(one) == math.prod(two) and (ends_one <= ends_two or ends_two <= ends_one)
+    return merged or sorted(one) == sorted(two)
 
 
 def inner_loops(text: str) -> list[str]:
