@@ -40,8 +40,9 @@ def ragged_partial(
     `lengths` int32, between 0 and S, is [B], or [B, G] where the query rows see different numbers of columns, as
     several new tokens do. Columns from a row's largest length on may hold anything, NaN too. S is a multiple of 64;
     on a TPU an N that is none of 128 costs a copy of the cache. Products are taken in q's dtype (bfloat16 or float32)
-    and summed in float32. An int8 cache needs its scales, one a column. `spec` places the work on the current mesh,
-    rows and heads apart. `interpret` None: everywhere but on a TPU. Raises RrmError for what it cannot take.
+    and summed in float32, whatever the cache's own dtype; an int8 one needs its scales, one a column. `spec` places the
+    work on the current mesh, rows and heads apart. `interpret` None: everywhere but on a TPU. Raises RrmError for what
+    it cannot take.
     """
     columns = k_BKSN.shape[2]
     if columns % _LEAST_COLUMNS:

@@ -58,11 +58,13 @@ def test_ragged_rows_equal_the_plain_softmax_in_float32(columns):
     np.testing.assert_array_equal(ours.total[0], 0)
 
 
-def test_bfloat16_is_off_by_the_rounding_of_the_weights_only():
+@pytest.mark.parametrize("cache_dtype", [jnp.bfloat16, jnp.float8_e4m3fn])
+def test_bfloat16_is_off_by_the_rounding_of_the_weights_only(cache_dtype):
     """Products and sums are float32; each weight is rounded once, by at most 2⁻⁹ of itself."""
     lengths = jnp.array([1, 640, 77, 0], jnp.int32)
     q, k, v = draw(1, 4, 640, jnp.bfloat16)
-    largest = float(jnp.max(jnp.abs(v)))
+    k, v = k.astype(cache_dtype), v.astype(cache_dtype)
+    largest = float(jnp.max(jnp.abs(v.astype(jnp.float32))))
     assert_close(partial_softmax(q, k, v, lengths), plain(q, k, v, lengths), out=2**-9 * largest + 1e-5)
 
 
