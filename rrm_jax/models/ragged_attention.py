@@ -78,6 +78,9 @@ def _on_device(q_BKGN, k_BKSN, v_BKSN, limits_BG, *scales, interpret: bool) -> t
     scale = pl.BlockSpec((1, heads, 1, block), lambda h, i, row, at, filled: (row[i], h, 0, at[i]))
     limit = pl.BlockSpec((1, rows + short, 1), lambda h, i, row, at, filled: (row[i], 0, 0))
     shape = (batch, kv_heads, rows + short)
+    if not interpret:
+        # A cache that fits into VMEM would be brought there for its update, and be written back whole in every step.
+        k_BKSN, v_BKSN = (pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in (k_BKSN, v_BKSN))
     out, top, total = pl.pallas_call(
         functools.partial(_kernel, block=block, scaled=bool(scales)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
