@@ -22,7 +22,7 @@ import sys
 import time
 from typing import Any
 
-from optimised_program import MIB, inner_loops, same_array, writes  # pyrefly: ignore[missing-import]
+from optimised_program import MIB, collectives, inner_loops, same_array, writes  # pyrefly: ignore[missing-import]
 
 _GIB = 1 << 30
 _TPUS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
@@ -150,13 +150,13 @@ def abstract_arguments(case: Case, config, options, mesh) -> tuple:
 
 
 def kept(arguments) -> set[tuple[int, ...]]:
-    """The shapes of caches (without their scales) and weights, a device's part of each."""
+    """The shapes of caches (without their scales) and weights, whole and a device's part of each."""
     import jax
 
     params, slots, shared = arguments[:3]
     caches = [(layer.k, layer.v) for layer in [*slots.layers, *shared.layers]]
     leaves = jax.tree.leaves((params, caches))
-    shapes = ((x.sharding.shard_shape(x.shape), x.dtype.itemsize) for x in leaves)
+    shapes = ((shape, x.dtype.itemsize) for x in leaves for shape in (x.shape, x.sharding.shard_shape(x.shape)))
     return {shape for shape, width in shapes if math.prod(shape) * width >= MIB}
 
 
@@ -209,6 +209,8 @@ def row(name: str, layers: int, target: str, show: bool) -> bool:
             print(f"  {count:3d} × {size / MIB:8.1f} MiB {kind}{' in a branch' * branch}: {opcode} {shape}")
         for loop in inner_loops(text):
             print(f"  inner loop: {loop}")
+        for what, count in collections.Counter(collectives(text)).items():
+            print(f"  {count:3d} × {what}")
     for copy in copies:
         print(f"  COPY: {copy.kind} {copy.opcode} {copy.array.text} of {copy.source}", file=sys.stderr)
     return not copies

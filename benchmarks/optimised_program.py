@@ -23,6 +23,7 @@ _MOVES = {
 }  # fmt: skip
 _CALLS = ("call", "while", "conditional", "async-start", "call-start")
 _BODIES = ("to_apply", "body", "calls", "branch_computations", "true_computation", "false_computation")
+_EXCHANGES = ("all-", "collective-permute", "reduce-scatter", "ragged-all-to-all")
 _PRODUCTS = {"dot", "convolution", "custom-call"}
 
 
@@ -188,6 +189,17 @@ def writes(text: str, least: int = MIB) -> list[Write]:
                     kind = _kind(computations, computations[name], one, array)
                     found.append(Write(kind, one.opcode, array, source[1] if source else "", branch))
     return found
+
+
+def collectives(text: str) -> list[str]:
+    """What the devices exchange in a step of the loops, of any size: "all-reduce bf16[64,3584]"."""
+    computations = parse(text)
+    return [
+        f"{one.opcode.removesuffix('-start')} {one.arrays[-1].text.split('{')[0]}"
+        for name in _in_loop(computations)
+        for one in computations[name].values()
+        if one.opcode.startswith(_EXCHANGES) and not one.opcode.endswith("-done")
+    ]
 
 
 def same_array(one: tuple[int, ...], two: tuple[int, ...]) -> bool:
