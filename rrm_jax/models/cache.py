@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rrm_jax.models.attention import Spec
+
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
@@ -101,8 +103,19 @@ def _narrowed(x, dtype) -> tuple[jax.Array, jax.Array]:
     return (jnp.round(x) if whole else x).astype(dtype), scale
 
 
-def write(segment: Segment, new: Segment, at_X) -> Segment:
-    """`new` [X, K, T, N] into columns at_X[x]… of each row; 0 ≤ at and at + T ≤ S must hold."""
+def write(segment: Segment, new: Segment, at_X, spec: Spec | None = None) -> Segment:
+    """`new` [X, K, T, N] into columns at_X[x]… of each row; 0 ≤ at and at + T ≤ S must hold.
+
+    `spec` places it on the current mesh, each device writing its own rows: XLA would gather all of them.
+    """
+    if spec is None:
+        return _write(segment, new, at_X)
+    kv, at = spec(("batch", "kv_heads")), spec(("batch",))
+    placed = Segment(*(None if x is None else kv for x in segment))
+    return jax.shard_map(_write, in_specs=(placed, placed, at), out_specs=placed)(segment, new, at_X)
+
+
+def _write(segment: Segment, new: Segment, at_X) -> Segment:
     rows, kv_heads, time = new.k.shape[:3]
     row = jnp.arange(rows)[:, None, None]
     head = jnp.arange(kv_heads)[None, :, None]

@@ -115,7 +115,7 @@ class Attention(nnx.Module):
             out = attend(q, k, v, at, at, segments, segments, window, backend=options.attention, spec=options.spec)
         else:
             own, prefix = cache
-            kv = write(own, store(k, v, own.k.dtype), view.cached.length)
+            kv = write(own, store(k, v, own.k.dtype), view.cached.length, options.spec)
             out = attend_cached(q, kv, prefix, view.cached, window)
         return jnp.einsum("bthn,dhn->btd", out, self.o_kernel[...].astype(dtype)), kv
 

@@ -18,7 +18,7 @@ from rrm_jax.models.config import DecoderConfig
 from rrm_jax.models.decoder import Options, Params
 from rrm_jax.sampling import control
 from rrm_jax.sampling.control import Progress, Rows
-from rrm_jax.sampling.distribution import base_keys, draw
+from rrm_jax.sampling.distribution import Draw, base_keys, draw
 from rrm_jax.sampling.lookup import PromptLookup, guess
 
 
@@ -130,7 +130,7 @@ def _step(config, options, params, slots: Slots, prefix, rows, start, keys_B, be
     active = ~before.done
     with jax.named_scope("draw"):
         logits = _logits(config, options, params, slots.hidden)
-        token, logprob, model_logprob, progress = _choose(logits, rows, before, keys_B)
+        token, logprob, model_logprob, progress = _choose(options, logits, rows, before, keys_B)
     record = _write(record, active & ~progress.failed, before.drawn - began_B, token, logprob, model_logprob)
     history, tokens = slots.history, token[:, None]
     if lookup is not None:
@@ -165,10 +165,19 @@ def _logits(config, options: Options, params, hidden) -> jax.Array:
     return options.constrain(logits, "batch", *(None,) * (logits.ndim - 1))
 
 
-def _choose(logits_BV, rows: Rows, progress: Progress, keys_B):
+def _draw(options: Options, *by_row) -> Draw:
+    """Each device draws for its own rows: none waits to hear whether another's need a second look."""
+    if options.spec is None:
+        return draw(*by_row)
+    rows = options.spec(("batch",))
+    return jax.shard_map(draw, in_specs=(rows,) * len(by_row), out_specs=rows, check_vma=False)(*by_row)
+
+
+def _choose(options: Options, logits_BV, rows: Rows, progress: Progress, keys_B):
     """Each row's next token, with its log-probabilities, and the rows' state after it."""
     keys = jax.vmap(jax.random.fold_in)(keys_B, progress.drawn)
-    drawn = draw(logits_BV, keys, control.temperature(rows, progress), rows.top_k, rows.top_p, rows.min_p)
+    how = control.temperature(rows, progress), rows.top_k, rows.top_p, rows.min_p
+    drawn = _draw(options, logits_BV, keys, *how)
     scripted = progress.cursor >= 0
     token, chosen = control.from_script(rows, progress, drawn.token, logits_BV)
     active = ~progress.done
@@ -188,14 +197,15 @@ def _check(config, options, params, hidden_BJD, rows: Rows, progress: Progress, 
     place = jnp.tile(jnp.arange(drafts), batch) + each(progress.drawn)
     keys = jax.vmap(jax.random.fold_in)(each(keys_B), place)
     how = (control.temperature(rows, progress), rows.top_k, rows.top_p, rows.min_p)
-    drawn = draw(logits, keys, *(each(x) for x in how))
+    drawn = _draw(options, logits, keys, *(each(x) for x in how))
     token = jnp.where(drawn.finite, drawn.token, -2)  # agrees with no guess: the row fails with its next step
     return tuple(x.reshape(batch, drafts) for x in (token, drawn.logprob, drawn.model_logprob))
 
 
 def _put(x_BC, at_B, value_B, where_B) -> jax.Array:
-    """x[b, at[b]] = value[b] where asked."""
-    return x_BC.at[jnp.arange(x_BC.shape[0]), jnp.where(where_B, at_B, x_BC.shape[1])].set(value_B, mode="drop")
+    """x[b, at[b]] = value[b] where asked. The whole of x is small: a scatter would cross devices, or loop over rows."""
+    here = (jnp.arange(x_BC.shape[1], dtype=jnp.int32) == at_B[:, None]) & where_B[:, None]
+    return jnp.where(here, value_B[:, None], x_BC)
 
 
 def _write(record: Record, where_B, at_B, *values) -> Record:

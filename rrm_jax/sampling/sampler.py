@@ -219,6 +219,8 @@ class _Run:
     def _refill(self) -> list[int]:
         """Prefills and starts rows: all it can while a quarter of the rows is idle, else one chunk at most."""
         schedule = self.schedule
+        if not schedule.waiting and not schedule.live():
+            return []
         schedule.rows_per_prompt = max(schedule.rows_per_prompt, schedule.group())
         self._fit_prompts()
         started = schedule.start_rows()

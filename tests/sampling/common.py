@@ -62,6 +62,11 @@ def greedy_loop(config, params, request: Request) -> tuple[int, ...]:
     return tuple(ids[len(request.prompt_ids) :])
 
 
+def is_greedy(config, params, completion) -> bool:
+    """Whether every token is the most probable one after those before it, by one teacher-forced pass."""
+    return completion_logits(config, params, completion).argmax(-1).tolist() == list(completion.token_ids)
+
+
 def completion_logits(config, params, completion) -> np.ndarray:
     """Float64 logits [T, V] that each token of a completion was drawn from, by a teacher-forced pass."""
     prompt, drawn = completion.request.prompt_ids, completion.token_ids
