@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rrm_jax.checkpoints.load import LoadedModel
     from rrm_jax.cli.options import ModelOptions
     from rrm_jax.data.tokenizer import Tokenizer
     from rrm_jax.parallel.mesh import MeshShape
     from rrm_jax.sampling.protocol import Completion, Decoding, Request
     from rrm_jax.sampling.sampler import Sampler
+    from rrm_jax.sampling.stats import Stats
 
 
 def warn(message: str) -> None:
@@ -47,42 +47,41 @@ def parse_dtype(name: str) -> Any:
     return jnp.dtype(name)
 
 
-def open_model(
-    model: Path,
-    mesh: str,
-    dtype: str,
-    batch_size: int,
-    *,
-    needs_tokenizer: bool = True,
-    progress: Callable[..., None] | None = None,
-) -> "tuple[Sampler, Tokenizer | None, LoadedModel]":
-    """Loads a model onto the devices. `progress` is the sampler's.
-
-    Without a tokenizer in its directory: RrmError before any weight is read, or None where none is needed.
-    """
+def open_model(options: "ModelOptions", progress: "Callable[[Stats], None]") -> "Sampler":
+    """Loads a model onto the devices."""
     import jax
+    import jax.numpy as jnp
 
     from rrm_jax.checkpoints.load import load_model
     from rrm_jax.models.attention import choose_backend
     from rrm_jax.models.decoder import Options
     from rrm_jax.parallel.mesh import make_mesh, partition_spec
+    from rrm_jax.sampling.lookup import PromptLookup
     from rrm_jax.sampling.sampler import Sampler
 
-    tokenizer = open_tokenizer(model, needs_tokenizer)
-    devices, compute = make_mesh(parse_mesh(mesh)), parse_dtype(dtype)
+    devices, compute = make_mesh(parse_mesh(options.mesh)), parse_dtype(options.dtype)
     started = time.perf_counter()
-    loaded = load_model(model, mesh=devices, dtype=compute)
+    loaded = load_model(options.model, mesh=devices, dtype=compute)
     jax.block_until_ready(loaded.params)
     warn(
-        f"loaded {model}: {loaded.config.num_parameters / 1e6:,.1f} M parameters in {compute.name} on "
+        f"loaded {options.model}: {loaded.config.num_parameters / 1e6:,.1f} M parameters in {compute.name} on "
         f"{devices.size} {jax.default_backend()} device(s), {time.perf_counter() - started:.1f} s"
     )
     choice = choose_backend(loaded.config, compute)
     warn(str(choice))
     alone = devices.size == 1
-    options = Options(dtype=compute, attention=choice.backend, spec=None if alone else partition_spec)
-    sampler = Sampler(loaded.config, loaded.params, options, None if alone else devices, batch_size, progress=progress)
-    return sampler, tokenizer, loaded
+    cache, weights = (None if x == "auto" else jnp.dtype(x) for x in (options.cache_dtype, options.weight_dtype))
+    return Sampler(
+        loaded.config,
+        loaded.params,
+        Options(dtype=compute, attention=choice.backend, spec=None if alone else partition_spec),
+        None if alone else devices,
+        options.batch_size,
+        cache_dtype=cache,
+        weight_dtype=weights,
+        lookup=PromptLookup(options.prompt_lookup) if options.prompt_lookup else None,
+        progress=progress,
+    )
 
 
 def open_tokenizer(model: Path, required: bool = True) -> "Tokenizer | None":
@@ -111,13 +110,13 @@ class LazyModel:
         self.tokenizer = open_tokenizer(options.model, needs_tokenizer)
         self.max_positions, self.vocab_size = position_limit(source.config), source.config.vocab_size
         self.identity = f"{source.fingerprint()} in {parse_dtype(options.dtype).name}"
+        for what, dtype in (("cache", options.cache_dtype), ("weights", options.weight_dtype)):
+            if dtype != "auto":
+                self.identity += f", {what} in {dtype}"
         self.names = [options.model.name, options.model.resolve().name, *_declared_name(source.assets)]
         for note in source.notes:
             warn(note)
-        self._load = lambda: open_model(
-            options.model, options.mesh, options.dtype, options.batch_size,
-            needs_tokenizer=needs_tokenizer, progress=progress.tokens,
-        )[0]  # fmt: skip
+        self._load = lambda: open_model(options, progress.show)
         self._sampler: Sampler | None = None
 
     def check(self, decoding: "Decoding") -> None:
@@ -212,14 +211,6 @@ class Progress:
     def show(self, stats: object) -> None:
         """For a generator: how it is doing, as `str(stats)` says it."""
         self._note = str(stats)
-        self._show()
-
-    def tokens(self, completions: Any, tokens: int | None = None) -> None:
-        """For a sampler: what it has drawn so far, as two counts or as what `show` takes."""
-        if tokens is None:
-            return self.show(completions)
-        seconds = max(1e-9, time.monotonic() - self._started)
-        self._note = f"{completions} completions, {tokens} tokens, {tokens / seconds:.0f} tokens/s"
         self._show()
 
     def _show(self) -> None:

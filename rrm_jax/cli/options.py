@@ -53,6 +53,22 @@ class ModelOptions:
     dtype: Annotated[
         str, typer.Option(help="auto (float32 on CPU, else bfloat16), float32 or bfloat16 (not with --backend).")
     ] = "auto"
+    cache_dtype: Annotated[
+        Literal["auto", "int8", "float8_e4m3fn"],
+        typer.Option(
+            help="How keys and values are kept: auto, as --dtype, or narrower: half the memory, some rounding."
+        ),
+    ] = "auto"
+    weight_dtype: Annotated[
+        Literal["auto", "int8", "float8_e4m3fn"],
+        typer.Option(help="How matrices are kept: auto, as --dtype, or narrower: half the memory, more rounding."),
+    ] = "auto"
+    prompt_lookup: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Guess so many tokens at a time from what the text repeats (0: none). The text stays the same."
+        ),
+    ] = 0
     mesh: Annotated[
         str, typer.Option(help="Devices along each axis; one may be -1, all that remain (not with --backend).")
     ] = "data=1,fsdp=-1,tensor=1"

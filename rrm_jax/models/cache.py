@@ -9,12 +9,13 @@ column `own length + t` of its own segment. Attention over the two parts is comp
 a prefix is read once for all its rows. What a column holds beyond the filled length never counts, but must be finite.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rrm_jax.models.attention import Spec
+from rrm_jax.models.attention import NO_WINDOW, Backend, Spec
 
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
@@ -133,17 +134,26 @@ def _write(segment: Segment, new: Segment, at_X) -> Segment:
     return Segment(*(put(old, more) for old, more in zip(segment, new, strict=True)))
 
 
-def attend_cached(q_BTHN, own: Segment, prefix: Segment | None, seen: Seen, window) -> jax.Array:
-    """Attention of new tokens over their own segment (they are in it already) and their prefix: [B, T, H, N]."""
+def attend_cached(
+    q_BTHN, own: Segment, prefix: Segment | None, seen: Seen, window, backend: Backend = "xla", spec: Spec | None = None
+) -> jax.Array:
+    """Attention of new tokens over their own segment (they are in it already) and their prefix: [B, T, H, N].
+
+    With the backend "splash", on TPUs, a kernel reads filled columns alone, where it can (see `_ragged`); elsewhere
+    every column is read.
+    """
     batch, time, heads, width = q_BTHN.shape
     kv_heads = own.k.shape[1]
     q = q_BTHN.reshape(batch, time, kv_heads, heads // kv_heads, width)
-    column_S = jnp.arange(own.k.shape[2], dtype=jnp.int32)
-    # Columns beyond the new tokens have later positions than any query, so that one comparison masks them too.
-    near = _near(seen.q_positions, seen.first[:, None] + column_S, window)
-    part = attend_segment(_fold(q), own, near)
+    kernel = functools.partial(_ragged, backend, spec, window)
+    seen_BQ = jnp.repeat(seen.length[:, None] + jnp.arange(time) + 1, heads // kv_heads, axis=1)
+    part = kernel(_fold(q), own, seen_BQ)
+    if part is None:
+        column_S = jnp.arange(own.k.shape[2], dtype=jnp.int32)
+        # Columns beyond the new tokens have later positions than any query, so that one comparison masks them too.
+        part = attend_segment(_fold(q), own, _near(seen.q_positions, seen.first[:, None] + column_S, window))
     if prefix is not None and seen.prefix is not None:
-        part = merge(part, _attend_prefix(q, prefix, seen, window))
+        part = merge(part, _attend_prefix(q, prefix, seen, window, kernel))
     out = (part.out / part.total[..., None]).astype(q_BTHN.dtype)
     return out.reshape(batch, kv_heads, time, heads // kv_heads, width).swapaxes(1, 2).reshape(q_BTHN.shape)
 
@@ -159,7 +169,19 @@ def _fold(x_XTKGN) -> jax.Array:
     return x_XTKGN.swapaxes(1, 2).reshape(rows, kv_heads, time * group, width)
 
 
-def _attend_prefix(q_BTKGN, prefix: Segment, seen: Seen, window) -> Partial:
+def _ragged(backend: Backend, spec: Spec | None, window, q_XKQN, segment: Segment, lengths) -> Partial | None:
+    """The TPU kernel's result, where it applies: no window, whole tiles of columns and of a head's width."""
+    tiled = segment.k.shape[2] % 64 == 0 and segment.k.shape[3] % 128 == 0
+    unlimited = isinstance(window, int) and window == NO_WINDOW
+    if not (backend == "splash" and tiled and unlimited):
+        return None
+    from rrm_jax.models.ragged_attention import ragged_partial
+
+    scales = {"k_scale_BKS": segment.k_scale, "v_scale_BKS": segment.v_scale}
+    return ragged_partial(q_XKQN, segment.k, segment.v, lengths, **scales, spec=spec)
+
+
+def _attend_prefix(q_BTKGN, prefix: Segment, seen: Seen, window, kernel) -> Partial:
     shared = seen.prefix
     assert shared is not None
     _, time, kv_heads, group, _ = q_BTKGN.shape
@@ -174,10 +196,12 @@ def _attend_prefix(q_BTKGN, prefix: Segment, seen: Seen, window) -> Partial:
         x = x_UKQ.reshape(prefixes, kv_heads, rows, time * group, *x_UKQ.shape[3:]).swapaxes(1, 2)
         return take_rows(x.reshape(prefixes * rows, *x.shape[2:]), shared.place)
 
-    column_P = jnp.arange(prefix.k.shape[2], dtype=jnp.int32)
-    filled_UP = column_P < shared.length[:, None]
-    near = _near(gathered(seen.q_positions), jnp.broadcast_to(column_P, filled_UP.shape), window)
-    part = attend_segment(_fold(gathered(q_BTKGN)), prefix, near & filled_UP[:, None, :])
+    part = kernel(_fold(gathered(q_BTKGN)), prefix, shared.length)
+    if part is None:
+        column_P = jnp.arange(prefix.k.shape[2], dtype=jnp.int32)
+        filled_UP = column_P < shared.length[:, None]
+        near = _near(gathered(seen.q_positions), jnp.broadcast_to(column_P, filled_UP.shape), window)
+        part = attend_segment(_fold(gathered(q_BTKGN)), prefix, near & filled_UP[:, None, :])
     return Partial(*(returned(x) for x in part))
 
 

@@ -21,6 +21,7 @@ from rrm_jax.models import rope
 from rrm_jax.models.attention import BACKENDS, NO_WINDOW, Backend, Spec, attend
 from rrm_jax.models.cache import Cache, Seen, Segment, attend_cached, store, write
 from rrm_jax.models.config import DecoderConfig
+from rrm_jax.models.quantized import product
 
 Params = dict[str, Any]
 
@@ -103,9 +104,9 @@ class Attention(nnx.Module):
         `cache` is None or (own Segment, prefix Segment or None).
         """
         dtype = x_BTD.dtype
-        q = jnp.einsum("btd,hnd->bthn", x_BTD, self.q_kernel[...].astype(dtype)) + self.q_bias[...].astype(dtype)
-        k = jnp.einsum("btd,knd->btkn", x_BTD, self.k_kernel[...].astype(dtype)) + self.k_bias[...].astype(dtype)
-        v = jnp.einsum("btd,knd->btkn", x_BTD, self.v_kernel[...].astype(dtype)) + self.v_bias[...].astype(dtype)
+        q = product("btd,hnd->bthn", x_BTD, self.q_kernel[...]) + self.q_bias[...].astype(dtype)
+        k = product("btd,knd->btkn", x_BTD, self.k_kernel[...]) + self.k_bias[...].astype(dtype)
+        v = product("btd,knd->btkn", x_BTD, self.v_kernel[...]) + self.v_bias[...].astype(dtype)
         q = options.constrain(rope.rotate(q, view.cos, view.sin), "batch", None, "heads", None)
         k, v = rope.rotate(k, view.cos, view.sin).swapaxes(1, 2), v.swapaxes(1, 2)
         k, v = (options.constrain(x, "batch", "kv_heads", None, None) for x in (k, v))
@@ -116,8 +117,8 @@ class Attention(nnx.Module):
         else:
             own, prefix = cache
             kv = write(own, store(k, v, own.k.dtype), view.cached.length, options.spec)
-            out = attend_cached(q, kv, prefix, view.cached, window)
-        return jnp.einsum("bthn,dhn->btd", out, self.o_kernel[...].astype(dtype)), kv
+            out = attend_cached(q, kv, prefix, view.cached, window, options.attention, options.spec)
+        return product("bthn,dhn->btd", out, self.o_kernel[...]), kv
 
 
 class MLP(nnx.Module):
@@ -134,11 +135,10 @@ class MLP(nnx.Module):
         )
 
     def __call__(self, x_BTD, options: Options):
-        dtype = x_BTD.dtype
-        gate = jnp.einsum("btd,fd->btf", x_BTD, self.gate_kernel[...].astype(dtype))
-        up = jnp.einsum("btd,fd->btf", x_BTD, self.up_kernel[...].astype(dtype))
+        gate = product("btd,fd->btf", x_BTD, self.gate_kernel[...])
+        up = product("btd,fd->btf", x_BTD, self.up_kernel[...])
         hidden = options.constrain(jax.nn.silu(gate) * up, "batch", None, "mlp")
-        return jnp.einsum("btf,df->btd", hidden, self.down_kernel[...].astype(dtype))
+        return product("btf,df->btd", hidden, self.down_kernel[...])
 
 
 class Block(nnx.Module):
@@ -265,7 +265,7 @@ def _segment_lengths(positions_BT, segments_BT):
 def unembed(config: DecoderConfig, params: Params, hidden) -> jax.Array:
     """Logits, float32 [..., V], of hidden states [..., D]."""
     table = params["embedding"] if config.tied_embeddings else params["lm_head"]
-    return jnp.einsum("...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return product("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
 
 
 def prefill(

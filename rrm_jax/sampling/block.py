@@ -125,7 +125,6 @@ def _begin(slots: Slots, shared: Shared, rows: Rows, start: Start) -> Slots:
 
 def _step(config, options, params, slots: Slots, prefix, rows, start, keys_B, began_B, record, lookup):
     drafts = lookup.drafts if lookup else 0
-    columns = slots.layers[0].k.shape[2]
     before = slots.progress
     active = ~before.done
     with jax.named_scope("draw"):
@@ -137,8 +136,8 @@ def _step(config, options, params, slots: Slots, prefix, rows, start, keys_B, be
         history = _put(history, start.length + before.drawn, token, active)
         guesses = guess(lookup, history, start.length + progress.drawn)
         tokens = jnp.concatenate([tokens, jnp.maximum(guesses, 0)], axis=1)
-    # A row that is done goes on writing to its own columns, where it no longer matters.
-    length = jnp.minimum(before.drawn, columns - 1 - drafts)
+    # A row that is done goes on writing to its first columns, where it no longer matters, and reads little.
+    length = jnp.where(active, before.drawn, 0)
     hidden, layers = decoder.extend(config, params, Cache(slots.layers, length, prefix), tokens, options)
     if lookup is None:
         return Slots(layers, hidden[:, 0], progress, None), record

@@ -17,21 +17,22 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rrm_jax.models import decoder
-from rrm_jax.models.cache import Cache, Segment, empty_segment, put_rows, store, take_rows
+from rrm_jax.models.cache import Cache, Segment, empty_segment, narrow, put_rows, store, take_rows
 from rrm_jax.models.config import DecoderConfig
 from rrm_jax.models.decoder import Options, Params
 from rrm_jax.models.params import is_spec, param_specs, unstack
+from rrm_jax.models.quantized import Quantized, inputs, is_product, quantize
 from rrm_jax.parallel.mesh import RULES, param_sharding, partition_spec, replicated
 from rrm_jax.sampling import control
 from rrm_jax.sampling.block import Shared, Slots, decode_block
 
 
 class Programs:
-    """The jitted programs of one (config, options, mesh, cache dtype), shared by the samplers that have the same."""
+    """The jitted programs of one set of arguments, shared by the samplers that have the same."""
 
-    def __init__(self, config: DecoderConfig, options: Options, mesh: Mesh | None, cache_dtype: Any):
+    def __init__(self, config: DecoderConfig, options: Options, mesh: Mesh | None, cache_dtype: Any, weight_dtype: Any):
         self.compilations = 0
-        self.config, self.options, self.mesh, self.cache_dtype = config, options, mesh, cache_dtype
+        self.config, self.options, self.mesh = config, options, mesh
         self.ways = 1 if mesh is None else int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
         by_row: Any = mesh and NamedSharding(mesh, partition_spec(("batch",)))
         kv: Any = mesh and NamedSharding(mesh, partition_spec(("batch", "kv_heads")))
@@ -50,14 +51,15 @@ class Programs:
         self.decode_block = self._jit(
             decode_block, (slots, whole), donate_argnums=1, static_argnames=("steps", "lookup", "early")
         )
-        self.adopt = self._jit(_adopt, mesh and weight_shardings(config, mesh))
+        adopt = functools.partial(_adopt, weight_dtype=weight_dtype)
+        self.adopt = self._jit(adopt, mesh and weight_shardings(config, mesh, weight_dtype))
 
     def _jit(self, function: Callable, shardings, **how) -> Callable:
         def traced(*args, **static):
             self.compilations += 1  # runs when JAX traces, that is once for each new set of shapes
             return function(self.config, self.options, *args, **static)
 
-        traced.__name__ = getattr(function, "__name__", "empty")
+        traced.__name__ = getattr(function, "func", function).__name__
         placed = {} if self.mesh is None else {"out_shardings": shardings}
         jitted = jax.jit(traced, **placed, **how)
         if self.mesh is None:
@@ -71,28 +73,40 @@ class Programs:
 
 
 @functools.lru_cache(maxsize=16)
-def programs(config: DecoderConfig, options: Options, mesh: Mesh | None, cache_dtype: Any) -> Programs:
-    return Programs(config, options, mesh, cache_dtype)
+def programs(
+    config: DecoderConfig, options: Options, mesh: Mesh | None, cache_dtype: Any, weight_dtype: Any
+) -> Programs:
+    return Programs(config, options, mesh, cache_dtype, weight_dtype)
 
 
-def weight_shardings(config: DecoderConfig, mesh: Mesh) -> Params:
+def weight_shardings(config: DecoderConfig, mesh: Mesh, weight_dtype: Any) -> Params:
     """Where sampling keeps each parameter: as in training, but whole over fsdp.
 
     Decoding reads every weight for every token; gathering them for each step would cost more than the step.
     """
 
     def place(spec):
-        dropped = [None if entry in RULES["embed"] else entry for entry in param_sharding(mesh, spec).spec]
-        return NamedSharding(mesh, PartitionSpec(*dropped))
+        axes = [None if entry in RULES["embed"] else entry for entry in param_sharding(mesh, spec).spec]
+        whole = NamedSharding(mesh, PartitionSpec(*axes))
+        if not (narrow(weight_dtype) and is_product(spec)):
+            return whole
+        kept = [axis for at, axis in enumerate(axes) if at not in inputs(spec)]
+        return Quantized(whole, NamedSharding(mesh, PartitionSpec(*kept)))
 
     return jax.tree.map(place, param_specs(config, stacked=False), is_leaf=is_spec)
 
 
-def _adopt(config, options: Options, params: Params) -> Params:
+def _adopt(config, options: Options, params: Params, *, weight_dtype: Any) -> Params:
     if not isinstance(params["layers"], list):
         params = unstack(params)
-    # A copy, even where nothing changes: the giver may donate its own buffers to the next training step.
-    return jax.tree.map(lambda x: jnp.copy(x).astype(options.dtype), params)
+
+    def take(spec, x):
+        if narrow(weight_dtype) and is_product(spec):
+            return quantize(spec, x, weight_dtype)
+        # A copy, even where nothing changes: the giver may donate its own buffers to the next training step.
+        return jnp.copy(x).astype(options.dtype)
+
+    return jax.tree.map(take, param_specs(config, stacked=False), params, is_leaf=is_spec)
 
 
 def _empty_layers(config: DecoderConfig, rows: int, columns: int, dtype) -> list[Segment]:

@@ -22,7 +22,8 @@ from rrm_jax.sampling.protocol import Completion, Request
 from rrm_jax.sampling.schedule import Schedule, Work, bucket
 from rrm_jax.sampling.stats import Stats
 
-_CACHE_BUCKET, _STOP_BUCKET, _SCRIPT_BUCKET = 64, 8, 32  # the smallest ones
+_PROMPT_BUCKET, _CACHE_BUCKET, _STOP_BUCKET, _SCRIPT_BUCKET = 32, 64, 8, 32  # the smallest ones
+_KERNEL_BUCKET = 128  # from which on all buckets are whole tiles of the TPU kernel
 _PREFILL_TOKENS = 1024  # a chunk: enough to keep an accelerator busy, and decoding never waits longer
 
 Progress = Callable[[Stats], None]
@@ -52,10 +53,11 @@ class Sampler:
     sums, whose order may differ between shapes, meshes and platforms: in low precision that can tip a token now and
     then.
 
-    `block`: steps between two looks of the host. `cache_dtype`: how keys and values are kept, the compute dtype unless
-    given; int8 (with a scale for each column) or a float8 halves what decoding reads. `lookup`: guess tokens by prompt
-    look-up. `overlap`: the host looks at a block's results while the next one runs (default: except on CPUs, which
-    have nothing to gain); rows then finish a block late. `progress` is called with the `Stats` after each block.
+    `block`: steps between two looks of the host. `cache_dtype` and `weight_dtype`: how keys and values, and the
+    matrices, are kept, in the compute dtype unless given; int8 or a float8 halves what decoding reads, at the price of
+    some rounding (docs/verification.md has the error in log-probabilities). `lookup`: guess tokens by prompt look-up.
+    `overlap`: the host looks at a block's results while the next one runs (default: except on CPUs, which have nothing
+    to gain); rows then finish a block late. `progress` is called with the `Stats` after each block.
     With several processes every one gives the same requests in the same order, and gets all the completions.
     """
 
@@ -69,6 +71,7 @@ class Sampler:
         *,
         block: int = 64,
         cache_dtype: Any = None,
+        weight_dtype: Any = None,
         lookup: PromptLookup | None = None,
         overlap: bool | None = None,
         progress: Progress | None = None,
@@ -84,14 +87,15 @@ class Sampler:
         # A GPU asks the host whether a loop goes on, unless the number of its turns is known beforehand.
         self.early = platform not in ("gpu", "cuda", "rocm")
         self.cache_dtype = np.dtype(options.dtype if cache_dtype is None else cache_dtype)
-        self._programs = engine.programs(config, options, mesh, self.cache_dtype)
+        self.weight_dtype = np.dtype(options.dtype if weight_dtype is None else weight_dtype)
+        self._programs = engine.programs(config, options, mesh, self.cache_dtype, self.weight_dtype)
         self.ways = self._programs.ways
         self.batch_size = -(-batch_size // self.ways) * self.ways
         self._params: Params | None = params if self._in_place(params) else self._programs.adopt(params)
 
     @property
     def compilations(self) -> int:
-        """Programs traced so far for this (config, options, mesh, cache dtype), by this sampler or another."""
+        """Programs traced so far for this (config, options, mesh, dtypes), by this sampler or another."""
         return self._programs.compilations
 
     def update(self, params: Params) -> None:
@@ -107,11 +111,11 @@ class Sampler:
         leaves = jax.tree.leaves(params)
         if not isinstance(params["layers"], list) or not all(isinstance(x, jax.Array) for x in leaves):
             return False
-        if any(x.dtype != self.options.dtype for x in leaves):
+        if any(x.dtype != self.options.dtype for x in leaves) or self.weight_dtype != self.options.dtype:
             return False
         if self.mesh is None:
             return all(len(x.sharding.device_set) == 1 for x in leaves)
-        wanted = jax.tree.leaves(engine.weight_shardings(self.config, self.mesh))
+        wanted = jax.tree.leaves(engine.weight_shardings(self.config, self.mesh, self.weight_dtype))
         return all(x.sharding.is_equivalent_to(w, x.ndim) for x, w in zip(leaves, wanted, strict=True))
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
@@ -266,7 +270,7 @@ class _Run:
         need = schedule.longest_prompt()
         if schedule.waiting:
             need = max(need, max(len(key) for key in itertools.islice(schedule.waiting, len(schedule.rows))))
-        columns = bucket(max(need, 1))
+        columns = bucket(max(need, 1), self._smallest(_PROMPT_BUCKET))
         ways = self.sampler.ways
         if self.shared is None:
             prompts = schedule.prompts_wanted()
@@ -286,6 +290,9 @@ class _Run:
         self._move(self.shared.layers, source, columns)
         hidden = self.programs.move_state(self.shared.hidden, source, columns=0)
         self.shared = Shared(self.shared.layers, hidden)
+
+    def _smallest(self, columns: int) -> int:
+        return _KERNEL_BUCKET if self.sampler.options.attention == "splash" else columns
 
     def _move(self, layers: list, source: np.ndarray, columns: int) -> None:
         for at, segment in enumerate(layers):  # one array at a time: only one is held twice
@@ -307,7 +314,7 @@ class _Run:
         for row in schedule.live():
             work = self._work(row)
             need = max(need, min(len(work.token_ids) + ahead, work.request.decoding.max_new_tokens) + drafts)
-        columns, batch, ways = bucket(need, _CACHE_BUCKET), len(schedule.rows), sampler.ways
+        columns, batch, ways = bucket(need, self._smallest(_CACHE_BUCKET)), len(schedule.rows), sampler.ways
         assert self.shared is not None
         history = self.shared.layers[0].k.shape[2] + columns if sampler.lookup else 0
         if self.slots is None:

@@ -257,9 +257,9 @@ class Schedule:
         return source
 
     def table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`cache.Prefix`'s length [U], rows [W, U/W, R] and place [W, B/W]."""
+        """`cache.Prefix`'s length [U] (0 where no row reads), rows [W, U/W, R] and place [W, B/W]."""
         prompts, batch, group = len(self.residents) // self.ways, len(self.rows) // self.ways, self.rows_per_prompt
-        length = np.array([0 if r is None else r.filled for r in self.residents], np.int32)
+        length = np.array([r.filled if r is not None and r.users else 0 for r in self.residents], np.int32)
         rows = np.zeros((self.ways, prompts, group), np.int32)
         place = np.zeros((self.ways, batch), np.int32)
         for at, resident in enumerate(self.residents):

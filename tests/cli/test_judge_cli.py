@@ -52,7 +52,7 @@ def judge(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path):
 
     def run(answer, *options: str, dies_after: int | None = None, pairs: Path | None = None):
         generator = FakeGenerator(Tokenizer.load(model), answer, 3, dies_after)
-        monkeypatch.setattr(loading, "open_model", lambda *args, **kwargs: (generator, None, None))
+        monkeypatch.setattr(loading, "open_model", lambda *args: generator)
         pairs = pairs or write_pairs(tmp_path / "pairs.jsonl")
         arguments = ["judge", "--model", str(model), "--pairs", str(pairs), "--out", str(tmp_path / "out.jsonl")]
         result = CliRunner().invoke(_app, [*arguments, "--max-new-tokens", "64", *options])

@@ -1,5 +1,6 @@
 """Attention over cached segments, against a plain softmax over what a row really sees. float32, or as named."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -129,3 +130,26 @@ def test_rows_are_taken_and_put_within_their_part(ways):
     assert {row for row in range(8) if (put[row] == -1).all()} == hit
     kept = [row for row in range(8) if row not in hit]
     np.testing.assert_array_equal(put[kept], np.asarray(x)[kept])
+
+
+def test_the_kernel_is_used_where_it_applies_and_agrees():
+    width, columns = 128, 64
+    q = normal(20, B, T, K * G, width)
+    own, shared = (
+        store(normal(seed, rows, K, columns, width), normal(seed + 1, rows, K, columns, width), jnp.int8)
+        for seed, rows in ((21, B), (23, 4))
+    )
+    prefix = Prefix([shared], jnp.asarray(PREFIX_LENGTH), *map(jnp.asarray, prefix_table(1)))
+    cache = Cache([], jnp.asarray(OWN_LENGTH), prefix)
+    start = cache.start()
+    seen = Seen(start[:, None] + jnp.arange(T), start - cache.length, cache.length, prefix)
+
+    def attend(window, backend):
+        return attend_cached(jnp.asarray(q), own, shared, seen, window, backend)
+
+    np.testing.assert_allclose(attend(NO_WINDOW, "splash"), attend(NO_WINDOW, "xla"), atol=1e-5)
+    uses = [
+        "pallas_call" in str(jax.make_jaxpr(lambda window=window: attend(window, "splash"))())
+        for window in (NO_WINDOW, 5)
+    ]
+    assert uses == [True, False]

@@ -1,0 +1,56 @@
+"""Weights kept in int8 or float8 for decoding, with a scale for each output channel.
+
+Products are taken with the narrow values, converted as they are read, and scaled afterwards: exact up to the rounding
+of the values themselves. Embeddings and norms stay as they are.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from rrm_jax.models.params import ParamSpec
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """`values` as the weight was, `scale` float32 with the output axes of it."""
+
+    values: Any
+    scale: Any
+
+    def __getitem__(self, index: Any) -> "Quantized":
+        if index is not Ellipsis:
+            raise TypeError("a quantized weight is used as a whole")
+        return self
+
+
+def inputs(spec: "ParamSpec") -> tuple[int, ...]:
+    """The axes that a product sums over: what comes after "embed" in front, else the last."""
+    return tuple(range(1, len(spec.shape))) if spec.axes[0] == "embed" else (len(spec.shape) - 1,)
+
+
+def is_product(spec: "ParamSpec") -> bool:
+    """Whether a weight is only ever a factor of a product: matrices, but not the table that tokens are looked up in."""
+    return "embed" in spec.axes and spec.hf != "model.embed_tokens.weight"
+
+
+def quantize(spec: "ParamSpec", weight, dtype) -> Quantized:
+    """The nearest values of `dtype` (int8 or a float8), the largest of an output channel at its end of the range."""
+    whole = jnp.issubdtype(dtype, jnp.integer)
+    most = float(jnp.iinfo(dtype).max if whole else jnp.finfo(dtype).max)
+    weight, axes = weight.astype(jnp.float32), inputs(spec)
+    scale = jnp.maximum(jnp.max(jnp.abs(weight), axis=axes), 1e-30) / most
+    values = jnp.clip(weight / jnp.expand_dims(scale, axes), -most, most)
+    return Quantized((jnp.round(values) if whole else values).astype(dtype), scale)
+
+
+def product(equation: str, x, weight, **how) -> jax.Array:
+    """`jnp.einsum` of activations and a weight in their dtype, whose output axes end the result."""
+    if isinstance(weight, Quantized):
+        out = jnp.einsum(equation, x, weight.values.astype(x.dtype), **how)
+        return out * weight.scale.astype(out.dtype)
+    return jnp.einsum(equation, x, weight.astype(x.dtype), **how)
