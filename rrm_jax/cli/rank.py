@@ -39,9 +39,10 @@ def command(
     """Rank each query's candidate responses, and pick the best, by comparing them in pairs.
 
     Each row of OUT is {id, best, ranking, ratings, comparisons, votes, tokens, invalid, invalid_votes, cut_off,
-    truncated_inputs}: best and ranking (best first) are positions in responses, ratings are Elo ratings or the rounds
-    survived in the knockout, invalid counts comparisons without a winner. Every vote shows its pair in a random order.
-    Where rows have `correct`, the accuracy of what was picked is printed beside the mean candidate's and the oracle's.
+    truncated_inputs, forced}: best and ranking (best first) are positions in responses, ratings are Elo ratings or the
+    rounds survived in the knockout, invalid counts comparisons without a winner. Every vote shows its pair in a random
+    order. Where rows have `correct`, the accuracy of what was picked is printed beside the mean candidate's and the
+    oracle's.
 
     Killed and started again with the same settings it goes on where it was: every vote is kept in OUT.votes.jsonl as
     it comes, and OUT is written in one piece at the end; a server that stays away ends the job with an error (exit code
@@ -132,7 +133,8 @@ def summary(rows: dict[str, Candidates], results: Sequence["Result"]) -> list[st
         f"queries ranked: {len(results)} ({sum(len(result.ranking) for result in results)} candidates)",
         f"comparisons: {total('comparisons')} (without a winner: {total('invalid')})",
         f"votes: {total('votes')} (invalid: {total('invalid_votes')}, cut off at the token limit: {total('cut_off')}, "
-        f"with inputs truncated: {total('truncated_inputs')}); {total('tokens')} tokens",
+        f"with inputs truncated: {total('truncated_inputs')}, forced by the thinking budget: {total('forced')}); "
+        f"{total('tokens')} tokens",
     ]
     labelled = [(correct, result.best) for result in results if (correct := rows[result.id].correct) is not None]
     if labelled:

@@ -44,4 +44,5 @@ def _outcome(judgment: Judgment, turned: bool) -> Outcome:
         votes=tuple(name[vote.verdict] for vote in judgment.votes),
         cut_off=sum(vote.finish_reason == "length" for vote in judgment.votes),
         truncated_inputs=sum(vote.truncated_input for vote in judgment.votes),
+        forced=sum(vote.forced for vote in judgment.votes),
     )

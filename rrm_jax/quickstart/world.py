@@ -22,6 +22,8 @@ system = "Choose the right answer."
 user = "{query}\\nAssistant 1: {response_1}\\nAssistant 2: {response_2}"
 thinking_prefix = "<think>"
 direct_prefix = "<think></think>"
+closing = "</think>"
+verdict_prefix = ""
 """
 WORDS = (
     *"0123456789",

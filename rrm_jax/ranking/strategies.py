@@ -40,7 +40,8 @@ class Outcome:
     """`winner` is 1 (candidate i), 2 (candidate j), or None: no valid vote, or as many for one as for the other.
 
     `votes` are the single votes behind it, in the same coding (None: invalid); `tokens` is what they cost. Of them
-    `cut_off` reached the token limit before they ended, and `truncated_inputs` saw texts that were cut to fit.
+    `cut_off` reached the token limit before they ended, `truncated_inputs` saw texts that were cut to fit,
+    and `forced` used up their thinking budget.
     """
 
     winner: Literal[1, 2] | None
@@ -48,6 +49,7 @@ class Outcome:
     votes: tuple[Literal[1, 2] | None, ...] = ()
     cut_off: int = 0
     truncated_inputs: int = 0
+    forced: int = 0
 
     def __post_init__(self):
         if self.winner not in (1, 2, None):
@@ -86,6 +88,7 @@ class Result:
     invalid_votes: int
     cut_off: int
     truncated_inputs: int
+    forced: int
 
 
 class Strategy(Protocol):
@@ -281,4 +284,5 @@ def _result(item: Item, standing: Standing, matches: Sequence[Match]) -> Result:
         invalid_votes=sum(outcome.votes.count(None) for outcome in outcomes),
         cut_off=sum(outcome.cut_off for outcome in outcomes),
         truncated_inputs=sum(outcome.truncated_inputs for outcome in outcomes),
+        forced=sum(outcome.forced for outcome in outcomes),
     )

@@ -184,10 +184,16 @@ def test_an_invalid_comparison_is_a_coin_or_a_draw():
 
 
 def test_sums_of_votes_tokens_and_cuts():
-    outcome = Outcome(1, tokens=11, votes=(1, None, 1, 2), cut_off=1, truncated_inputs=3)
+    outcome = Outcome(1, tokens=11, votes=(1, None, 1, 2), cut_off=1, truncated_inputs=3, forced=2)
     (result,) = run_tournaments([Item("a", 3)], Knockout(), lambda asked: [outcome] * len(asked))
     assert (result.comparisons, result.votes, result.tokens) == (2, 8, 22)
-    assert (result.invalid, result.invalid_votes, result.cut_off, result.truncated_inputs) == (0, 2, 2, 6)
+    assert (result.invalid, result.invalid_votes, result.cut_off, result.truncated_inputs, result.forced) == (
+        0,
+        2,
+        2,
+        6,
+        4,
+    )
 
 
 def test_majorities_help_a_noisy_judge():
