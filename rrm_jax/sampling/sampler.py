@@ -172,7 +172,7 @@ class _Run:
     def __init__(self, sampler: Sampler, requests: Iterable[Request]):
         self.sampler, self.programs, self.params = sampler, sampler._programs, sampler._params
         self.requests, self.failed = iter(requests), []
-        self.stats = Stats.of(sampler)
+        self.stats, self.compiled_before = Stats.of(sampler), self.programs.compilations
         self.under_way: collections.deque[_Block] = collections.deque()
         self.finished: list[Completion] = []
 
@@ -391,6 +391,7 @@ class _Run:
                 self.failed.append(work.request)
             else:
                 self.finished.append(_completion(work, progress, row))
+        self.stats.compiled = self.programs.compilations - self.compiled_before
         self.stats.block(int(drawn.steps), int(drawn.row_steps), len(block.owners), self.schedule)
         if failed.any():
             self._clean(failed)

@@ -32,6 +32,7 @@ class Stats:
     `naive_prefill` counts the prompt tokens of all requests, `prefilled` those that were run, once for all that share
     them, `prefill_computed` with the padding. `bytes_read` is the least that decoding had to read: the weights once a
     step, and the filled columns of every row and every prompt in use. `longest` is a prompt with all it may draw.
+    `compiled` counts the programs that this call had to trace.
     """
 
     weight_bytes: int
@@ -47,6 +48,7 @@ class Stats:
     prefill_computed: int = 0
     bytes_read: int = 0
     longest: int = 0
+    compiled: int = 0
     started: float = dataclasses.field(default_factory=time.perf_counter)
 
     @classmethod
@@ -61,7 +63,7 @@ class Stats:
         return cls(weights, column, None if each is None else each * len(devices))
 
     def block(self, steps: int, row_steps: int, rows: int, schedule: "Schedule") -> None:
-        """Counts a block; the columns read are estimated from how far the rows were at its end."""
+        """Counts a block of `rows` rows; the columns read are estimated from how far the rows were at its end."""
         self.steps += steps
         self.row_steps += row_steps
         self.slot_steps += steps * rows
@@ -88,6 +90,6 @@ class Stats:
         shown = (
             f"{self.completions} completions, {self.tokens} tokens, {self.tokens / self.seconds:.0f} tokens/s, "
             f"mean length {mean:.0f}, rows {100 * self.busy:.0f} % busy, "
-            f"prefill {100 * self.prefilled / max(1, self.naive_prefill):.0f} %"
+            f"prefill {100 * self.prefilled / max(1, self.naive_prefill):.0f} %, {self.compiled} programs compiled"
         )
         return shown if self.roofline is None else f"{shown}, {100 * self.roofline:.0f} % of bandwidth"
