@@ -202,6 +202,7 @@ class _Run:
                     self._fit(shrink=not started)
                     self._dispatch(started)
                 elif not self.under_way:
+                    assert not self.schedule.waiting, "requests wait, and none can start"
                     return
                 if len(self.under_way) > sampler.overlap or not self.schedule.live():
                     self._read(self.under_way.popleft())
