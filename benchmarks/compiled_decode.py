@@ -21,6 +21,7 @@ import os
 import sys
 import time
 from typing import Any
+from unittest import mock
 
 from optimised_program import MIB, collectives, inner_loops, same_array, writes  # pyrefly: ignore[missing-import]
 
@@ -96,7 +97,8 @@ def lowered(case: Case, layers: int, target: str):
     chips = devices(target)
     data, tensor = case.mesh or (1, 1)
     mesh = make_mesh(MeshShape(data, 1, tensor), chips[: data * tensor])
-    options = Options(dtype=jnp.bfloat16, spec=partition_spec if case.mesh else None)
+    backend = "splash" if target in _TPUS else "xla"
+    options = Options(dtype=jnp.bfloat16, spec=partition_spec if case.mesh else None, attention=backend)
     arguments = abstract_arguments(case, config, options, mesh)
     slots = jax.tree.map(lambda x: x.sharding, arguments[1])
     block = jax.jit(
@@ -106,7 +108,9 @@ def lowered(case: Case, layers: int, target: str):
         static_argnames=("steps", "lookup", "early"),
     )
     lookup = PromptLookup(case.drafts) if case.drafts else None
-    with jax.set_mesh(mesh):
+    # The kernel asks which platform this process runs on: without a TPU it would be interpreted.
+    platform = mock.patch("jax.default_backend", return_value="tpu" if target in _TPUS else "gpu")
+    with jax.set_mesh(mesh), platform:
         return block.lower(*arguments, steps=64, lookup=lookup, early=target in _TPUS), arguments
 
 
@@ -138,7 +142,7 @@ def abstract_arguments(case: Case, config, options, mesh) -> tuple:
     params = jax.tree.map(
         lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
         abstract_params(config, options.dtype, stacked=False),
-        engine.weight_shardings(config, mesh),
+        engine.weight_shardings(config, mesh, options.dtype),
     )
     slots = state(engine._empty_slots, batch=ROWS, columns=case.own, history=history)
     shared = state(engine._empty_shared, prompts=case.prompts, columns=case.prompt)

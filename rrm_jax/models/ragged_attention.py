@@ -20,7 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from rrm_jax.errors import RrmError
 from rrm_jax.models.attention import Spec
-from rrm_jax.models.cache import Partial
+from rrm_jax.models.cache import Partial, narrow
 
 # A step should copy enough for its own cost to vanish, and end close to the row's length.
 _MOST_COLUMNS = 512
@@ -40,9 +40,9 @@ def ragged_partial(
     `lengths` int32, between 0 and S, is [B], or [B, G] where the query rows see different numbers of columns, as
     several new tokens do. Columns from a row's largest length on may hold anything, NaN too. S is a multiple of 64;
     on a TPU an N that is none of 128 costs a copy of the cache. Products are taken in q's dtype (bfloat16 or float32)
-    and summed in float32, whatever the cache's own dtype; an int8 one needs its scales, one a column. `spec` places the
-    work on the current mesh, rows and heads apart. `interpret` None: everywhere but on a TPU. Raises RrmError for what
-    it cannot take.
+    and summed in float32, whatever the cache's own dtype; an int8 or float8 one needs its scales, one a column. `spec`
+    places the work on the current mesh, rows and heads apart. `interpret` None: everywhere but on a TPU. Raises
+    RrmError for what it cannot take.
     """
     columns = k_BKSN.shape[2]
     if columns % _LEAST_COLUMNS:
@@ -50,8 +50,10 @@ def ragged_partial(
             f"ragged attention: a cache of {columns} columns is not a multiple of {_LEAST_COLUMNS}; allocate it so"
         )
     scales = [x for x in (k_scale_BKS, v_scale_BKS) if x is not None]
-    if len(scales) != (2 if k_BKSN.dtype == jnp.int8 else 0):
-        raise RrmError("ragged attention: an int8 cache comes with scales for both keys and values, another with none")
+    if len(scales) != (2 if narrow(k_BKSN.dtype) else 0):
+        raise RrmError(
+            "ragged attention: an int8 or float8 cache comes with scales for both keys and values, another with none"
+        )
     batch, _, rows, _ = q_BKGN.shape
     limits_BG = jnp.broadcast_to(lengths if lengths.ndim == 2 else lengths[:, None], (batch, rows))
     run = functools.partial(_on_device, interpret=jax.default_backend() != "tpu" if interpret is None else interpret)

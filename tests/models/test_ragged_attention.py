@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rrm_jax.errors import RrmError
-from rrm_jax.models.cache import Partial, merge
+from rrm_jax.models.cache import Partial, merge, narrow
 from rrm_jax.models.ragged_attention import _work_list, ragged_partial
 from rrm_jax.parallel.mesh import MeshShape, make_mesh, partition_spec
 
@@ -58,12 +58,10 @@ def test_ragged_rows_equal_the_plain_softmax_in_float32(columns):
     np.testing.assert_array_equal(ours.total[0], 0)
 
 
-@pytest.mark.parametrize("cache_dtype", [jnp.bfloat16, jnp.float8_e4m3fn])
-def test_bfloat16_is_off_by_the_rounding_of_the_weights_only(cache_dtype):
+def test_bfloat16_is_off_by_the_rounding_of_the_weights_only():
     """Products and sums are float32; each weight is rounded once, by at most 2⁻⁹ of itself."""
     lengths = jnp.array([1, 640, 77, 0], jnp.int32)
     q, k, v = draw(1, 4, 640, jnp.bfloat16)
-    k, v = k.astype(cache_dtype), v.astype(cache_dtype)
     largest = float(jnp.max(jnp.abs(v.astype(jnp.float32))))
     assert_close(partial_softmax(q, k, v, lengths), plain(q, k, v, lengths), out=2**-9 * largest + 1e-5)
 
@@ -108,12 +106,13 @@ def test_merged_parts_are_the_whole():
     assert_close(merge(tail, head), whole)
 
 
-def test_int8_columns_are_scaled_back():
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.float8_e4m3fn, jnp.float8_e5m2])
+def test_narrow_columns_are_scaled_back(dtype):
     """Against the plain softmax over the dequantised cache: the same numbers in another order (float32)."""
     lengths = jnp.array([0, 130, 192], jnp.int32)
     q, *_ = draw(5, 3, 192)
     rng = np.random.default_rng(5)
-    k, v = (jnp.asarray(rng.integers(-127, 128, (3, K, 192, N)), jnp.int8) for _ in range(2))
+    k, v = (jnp.asarray(rng.integers(-127, 128, (3, K, 192, N)), jnp.float32).astype(dtype) for _ in range(2))
     scales = [jnp.asarray(rng.uniform(0.005, 0.02, (3, K, 192)), jnp.float32) for _ in range(2)]
     k64, v64 = (np.asarray(x, np.float64) * np.asarray(s)[..., None] for x, s in zip((k, v), scales, strict=True))
     whole = plain(q, k64, v64, lengths)
@@ -140,11 +139,13 @@ def test_each_device_runs_its_own_rows_and_heads(scaled):
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize(("rows", "scaled"), [(7, False), (28, False), (7, True)])
-def test_the_kernel_lowers_for_a_tpu(rows, scaled):
+@pytest.mark.parametrize(
+    ("rows", "dtype"), [(7, jnp.bfloat16), (28, jnp.bfloat16), (7, jnp.int8), (7, jnp.float8_e4m3fn)]
+)
+def test_the_kernel_lowers_for_a_tpu(rows, dtype):
     """Block shapes and operations that a TPU lacks are refused here; its compiler proper needs its own toolchain."""
-    shape = (64, 4, 2048, N)
-    cache = jax.ShapeDtypeStruct(shape, jnp.int8 if scaled else jnp.bfloat16)
+    shape, scaled = (64, 4, 2048, N), narrow(dtype)
+    cache = jax.ShapeDtypeStruct(shape, dtype)
     scale = jax.ShapeDtypeStruct(shape[:3], jnp.float32)
     q = jax.ShapeDtypeStruct((64, 4, rows, N), jnp.bfloat16)
 
@@ -162,8 +163,9 @@ def test_what_it_cannot_take_is_refused():
     lengths = jnp.array([3, 4], jnp.int32)
     with pytest.raises(RrmError, match="96 columns is not a multiple of 64"):
         ragged_partial(q, k, v, lengths)
-    k8, v8 = (jnp.zeros((2, K, 128, N), jnp.int8) for _ in range(2))
-    with pytest.raises(RrmError, match="scales for both"):
-        ragged_partial(q, k8, v8, lengths)
-    with pytest.raises(RrmError, match="scales for both"):
-        ragged_partial(q, k8, v8, lengths, k_scale_BKS=jnp.ones((2, K, 128)))
+    for dtype in (jnp.int8, jnp.float8_e4m3fn):
+        k8, v8 = (jnp.zeros((2, K, 128, N), dtype) for _ in range(2))
+        with pytest.raises(RrmError, match="scales for both"):
+            ragged_partial(q, k8, v8, lengths)
+        with pytest.raises(RrmError, match="scales for both"):
+            ragged_partial(q, k8, v8, lengths, k_scale_BKS=jnp.ones((2, K, 128)))
