@@ -1,5 +1,6 @@
 """All tests run on 8 fake CPU devices; a test that wants one takes `jax.devices()[:1]`."""
 
+import gc
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -16,6 +17,17 @@ jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 _REAL = Path(os.environ.get("RRM_TEST_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def _few_memory_maps():
+    """Each program on a CPU holds hundreds of memory maps, and a process that wants too many of them is ended."""
+    yield
+    from rrm_jax.sampling.engine import MOST_MEMORY_MAPS, memory_maps
+
+    if memory_maps() > MOST_MEMORY_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

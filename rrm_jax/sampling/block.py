@@ -78,9 +78,9 @@ class Table(NamedTuple):
 
 def decode_block(
     config: DecoderConfig, options: Options, params: Params, slots: Slots, shared: Shared, table: Table, rows: Rows,
-    start: Start, enough, *, steps: int, lookup: PromptLookup | None, early: bool,
+    start: Start, limit, enough, *, steps: int, lookup: PromptLookup | None, early: bool,
 ) -> tuple[Slots, Drawn]:  # fmt: skip
-    """Up to `steps` steps; with `early`, ends when `enough` or fewer rows are still at work.
+    """`steps` steps; with `early`, at most `limit` ≤ `steps`, and none once `enough` or fewer rows are at work.
 
     Needs drawn + steps × T + J ≤ S of every row at work.
     """
@@ -101,7 +101,7 @@ def decode_block(
     empty = jnp.zeros((batch, width), jnp.float32)
     state = jnp.int32(0), jnp.int32(0), slots, Record(empty.astype(jnp.int32), empty, empty)
     if early:
-        state = jax.lax.while_loop(lambda s: (s[0] < steps) & (jnp.sum(~s[2].progress.done) > enough), step, state)
+        state = jax.lax.while_loop(lambda s: (s[0] < limit) & (jnp.sum(~s[2].progress.done) > enough), step, state)
     else:  # a trip count that is known beforehand keeps a GPU from asking the host before each step
         state = jax.lax.fori_loop(0, steps, lambda _, s: step(s), state)
     made, row_steps, slots, record = state

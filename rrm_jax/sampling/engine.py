@@ -31,7 +31,8 @@ class Programs:
     """The jitted programs of one set of arguments, shared by the samplers that have the same."""
 
     def __init__(self, config: DecoderConfig, options: Options, mesh: Mesh | None, cache_dtype: Any, weight_dtype: Any):
-        self.compilations = 0
+        self.compilations = self._looked_at = 0
+        self._jitted: list[Any] = []
         self.config, self.options, self.mesh = config, options, mesh
         self.ways = 1 if mesh is None else int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
         by_row: Any = mesh and NamedSharding(mesh, partition_spec(("batch",)))
@@ -62,6 +63,7 @@ class Programs:
         traced.__name__ = getattr(function, "func", function).__name__
         placed = {} if self.mesh is None else {"out_shardings": shardings}
         jitted = jax.jit(traced, **placed, **how)
+        self._jitted.append(jitted)
         if self.mesh is None:
             return jitted
 
@@ -70,6 +72,28 @@ class Programs:
                 return jitted(*args, **static)
 
         return on_mesh
+
+    def forget_old_programs(self) -> None:
+        """Keeps a process on CPUs alive that meets many shapes: each program there holds hundreds of memory maps, and
+        Linux ends a process, with a segmentation fault, that wants more than its limit."""
+        if self.compilations == self._looked_at:
+            return
+        self._looked_at = self.compilations
+        if memory_maps() > MOST_MEMORY_MAPS:
+            for jitted in self._jitted:
+                jitted.clear_cache()
+
+
+MOST_MEMORY_MAPS = 32_000  # half of Linux's usual limit
+
+
+def memory_maps() -> int:
+    """How many this process has; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/maps", "rb") as file:
+            return sum(1 for _ in file)
+    except OSError:
+        return 0
 
 
 @functools.lru_cache(maxsize=16)

@@ -224,7 +224,8 @@ class _Run:
     def _refill(self) -> list[int]:
         """Prefills and starts rows: all it can while a quarter of the rows is idle, else one chunk at most."""
         schedule = self.schedule
-        if not schedule.waiting and not schedule.live():
+        decoding = bool(schedule.live())
+        if not schedule.waiting and not decoding:
             return []
         schedule.rows_per_prompt = max(schedule.rows_per_prompt, schedule.group())
         self._fit_prompts()
@@ -240,7 +241,7 @@ class _Run:
             self.stats.prefill_computed += chunk.tokens.size
             started += schedule.start_rows()
             idle = len(schedule.rows) - len(schedule.live())
-            if not schedule.waiting or (schedule.live() and 4 * idle < len(schedule.rows)):
+            if not schedule.waiting or (decoding and 4 * idle < len(schedule.rows)):
                 break
         for row in started:
             self._ask(row)
@@ -350,6 +351,7 @@ class _Run:
         sampler, schedule = self.sampler, self.schedule
         assert self.shared is not None
         assert self.slots is not None
+        self.programs.forget_old_programs()
         length, rows, place = schedule.table()
         fresh = np.zeros(len(schedule.rows), bool)
         fresh[started] = True
@@ -363,9 +365,12 @@ class _Run:
         live = len(schedule.live())
         # With others waiting, come back once an eighth of the rows is free; else when all are done.
         enough = live - max(1, len(schedule.rows) // 8) if schedule.waiting else 0
+        # And soon, where a prompt for an idle row is only partly prefilled.
+        soon = schedule.prefilling() and live < len(schedule.rows)
+        limit = max(1, sampler.block // 4) if soon else sampler.block
         self.slots, drawn = self.programs.decode_block(
-            self.params, self.slots, self.shared, Table(length, rows, place), self.rows, start, np.int32(enough),
-            steps=sampler.block, lookup=sampler.lookup, early=sampler.early,
+            self.params, self.slots, self.shared, Table(length, rows, place), self.rows, start,
+            np.int32(limit), np.int32(enough), steps=sampler.block, lookup=sampler.lookup, early=sampler.early,
         )  # fmt: skip
         self.under_way.append(_Block(drawn, list(schedule.rows)))
 

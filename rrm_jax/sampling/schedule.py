@@ -40,11 +40,8 @@ def chunk_size(remaining: int) -> int:
 
 
 def attended(end: int) -> int:
-    """Columns that a later chunk attends to: the least of 128, 256, 512, … that holds `end`."""
-    size = 128
-    while size < end:
-        size *= 2
-    return size
+    """Columns that a later chunk attends to, to hold `end`."""
+    return bucket(end, 128)
 
 
 @dataclasses.dataclass(eq=False)
@@ -341,6 +338,9 @@ class Schedule:
             if common > shared:
                 best, shared = at, common
         return best, (shared if best is not None else 0)
+
+    def prefilling(self) -> bool:
+        return any(resident is not None and not resident.ready for resident in self.residents)
 
     def next_chunk(self) -> Chunk | None:
         """What to prefill next: the oldest unfinished prompt, and others that need as much of the same kind."""

@@ -16,7 +16,7 @@ from rrm_jax.models.decoder import Options
 from rrm_jax.models.params import is_spec as is_param_spec
 from rrm_jax.models.params import param_specs
 from rrm_jax.parallel.mesh import MeshShape, make_mesh, param_sharding, partition_spec
-from rrm_jax.sampling import control
+from rrm_jax.sampling import control, engine
 from rrm_jax.sampling.block import Start, Table, decode_block
 from rrm_jax.sampling.lookup import PromptLookup
 from rrm_jax.sampling.protocol import Decoding, Request
@@ -170,6 +170,20 @@ def test_ten_thousand_requests_leave_nothing_behind():
     assert sampler.compilations < 60
 
 
+def test_old_programs_are_forgotten_before_they_are_too_many(monkeypatch):
+    sampler = make_sampler()
+    expected = tokens(run(sampler, make_requests(9)))
+    compiled, held = sampler.compilations, engine.memory_maps()
+    run(sampler, make_requests(9))
+    assert sampler.compilations == compiled
+    monkeypatch.setattr(engine, "MOST_MEMORY_MAPS", 0)
+    sampler._programs.compilations += 1  # as when another shape was met
+    assert tokens(run(sampler, make_requests(9))) == expected
+    assert sampler.compilations > compiled + 1
+    if held:
+        assert engine.memory_maps() < held + 200
+
+
 def test_a_batch_that_empties_shrinks():
     rows = []
     sampler = make_sampler(progress=lambda stats: rows.append((stats.slot_steps, stats.steps)))
@@ -285,12 +299,12 @@ def test_the_cache_is_donated_and_not_copied():
     slots, shared, table, rows, start = empty_state(sampler, 2, 2)
     segments = [x for segment in slots.layers for x in segment if x is not None]
     how = {"steps": 32, "lookup": None, "early": True}
-    sampler._programs.decode_block(sampler._params, slots, shared, table, rows, start, 0, **how)
+    sampler._programs.decode_block(sampler._params, slots, shared, table, rows, start, 32, 0, **how)
     assert all(x.is_deleted() for x in segments)
     slots, shared, table, rows, start = empty_state(sampler, 2, 2)
     bytes_of_cache = sum(x.nbytes for x in jax.tree.leaves(slots.layers))
     compiled = jax.jit(functools.partial(decode_block, CONFIG, Options(), **how), donate_argnums=1)
-    memory = compiled.lower(sampler._params, slots, shared, table, rows, start, 0).compile().memory_analysis()
+    memory = compiled.lower(sampler._params, slots, shared, table, rows, start, 32, 0).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= bytes_of_cache
 
 
@@ -331,7 +345,7 @@ def test_no_collective_moves_weights_or_caches():
     assert slots.layers[0].k.sharding.spec == partition_spec(("batch", "kv_heads"))
     with jax.set_mesh(mesh):
         block = jax.jit(functools.partial(decode_block, CONFIG, options, steps=4, lookup=None, early=True))
-        text = block.lower(spread._params, slots, shared, table, rows, start, 0).compile().as_text()
+        text = block.lower(spread._params, slots, shared, table, rows, start, 32, 0).compile().as_text()
     moved = re.findall(r"= \w+\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)", text)
     sizes = [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in moved]
     # The logits of a device's two rows go to its tensor-parallel neighbours; nothing larger does.
