@@ -150,7 +150,7 @@ def abstract_arguments(case: Case, config, options, mesh) -> tuple:
     table = Table(host(case.prompts), rows_of_one, host(ways, ROWS // ways))
     prompt = host(ROWS, history) if history else None
     start = Start(host(ROWS, dtype=jnp.bool_), host(ways, ROWS // ways), host(ROWS), prompt)
-    return params, slots, shared, table, place(control.free_rows(ROWS, 8, 32)), start, host()
+    return params, slots, shared, table, place(control.free_rows(ROWS, 8, 32)), start, host(), host()
 
 
 def kept(arguments) -> set[tuple[int, ...]]:
