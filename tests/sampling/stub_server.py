@@ -7,6 +7,16 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from rrm_jax.sampling.endpoint import Patience
+from rrm_jax.sampling.protocol import Decoding, Request
+
+KEY = "sk-secret-0123456789"
+QUICK = Patience(timeout=10, retries=4, pause=0.01)
+
+
+def requests(count, decoding=Decoding(max_new_tokens=20), **fields):
+    return [Request(f"r{at}", (5, 6, at), decoding, sample=at % 2, seed=3, **fields) for at in range(count)]
+
 
 class StubServer:
     """`answer(path, body)` gives an answer's JSON, or (status, headers, content) as it is; it may sleep.

@@ -4,55 +4,18 @@ import asyncio
 import email.utils
 import itertools
 import socket
-import string
 import threading
 import time
 
 import pytest
 
-from rrm_jax.data.tokenizer import Tokenizer
-from rrm_jax.data.word_tokenizer import write_word_tokenizer
 from rrm_jax.errors import RrmError
 from rrm_jax.sampling.endpoint import Patience, base_url
-from rrm_jax.sampling.protocol import Decoding, Request, Thinking
+from rrm_jax.sampling.protocol import Decoding, Request
 from rrm_jax.sampling.remote import RemoteGenerator
-from tests.sampling.stub_server import StubServer, chat, vllm
+from tests.sampling.stub_server import KEY, QUICK, chat, requests, vllm
 
-KEY = "sk-secret-0123456789"
-QUICK = Patience(timeout=10, retries=4, pause=0.01)
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-
-
-@pytest.fixture(scope="session")
-def letters(tmp_path_factory) -> Tokenizer:
-    """One token a character, with the control tokens of R1."""
-    directory = tmp_path_factory.mktemp("letters")
-    write_word_tokenizer(directory, string.printable)
-    return Tokenizer.load(directory)
-
-
-@pytest.fixture
-def serve():
-    """`serve(answer)` → a StubServer that is closed afterwards."""
-    servers = []
-
-    def start(answer):
-        servers.append(StubServer(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-def requests(count, decoding=Decoding(max_new_tokens=20), **fields):
-    return [Request(f"r{at}", (5, 6, at), decoding, sample=at % 2, seed=3, **fields) for at in range(count)]
+pytestmark = pytest.mark.usefixtures("environment")
 
 
 def consume(generator, asked, seconds=0.0):
@@ -332,77 +295,6 @@ def test_a_completion_that_the_server_ended_is_named_after_the_others(serve, let
     assert "'r1' (sample 1): finish_reason 'content_filter'" in refused
     assert sorted(got) == ["r0", "r2", "r3", "r4"]
     assert len(server.bodies) == 5
-
-
-END, CLOSING = 104, (50, 104, 51)
-THOUGHT_BUDGET = Decoding(0.6, 7, 0.9, 15, (2,), 0.1, Thinking(END, 4, CLOSING, answer_tokens=5))
-
-
-def draw(server, letters, decoding):
-    request = Request("r", (5, 6), decoding, seed=1)
-    (completion,) = RemoteGenerator(server.url, "m", letters, patience=QUICK).generate([request])
-    return completion
-
-
-def test_a_budget_used_up_is_closed_and_answered_greedily(serve, letters):
-    answers = iter([vllm("", [11, 12, 13, 14], "length"), vllm("", [21, 2])])
-    server = serve(lambda path, body: next(answers))
-    completion = draw(server, letters, THOUGHT_BUDGET)
-    first, second = server.bodies
-    assert (first["prompt"], first["max_tokens"], first["temperature"]) == ([5, 6], 4, 0.6)
-    assert second["prompt"] == [5, 6, 11, 12, 13, 14, 50, 104, 51]
-    assert (second["max_tokens"], second["temperature"], second["top_p"]) == (5, 0, 1)
-    assert not {"top_k", "min_p"} & set(second)
-    assert completion.token_ids == (11, 12, 13, 14, 50, 104, 51, 21, 2)
-    assert (completion.forced_from, completion.finish_reason, completion.text) == (4, "stop", None)
-    assert len(completion.token_ids) <= 15
-
-
-def test_thinking_that_ended_in_time_is_gone_on_with_as_it_was(serve, letters):
-    answers = iter([vllm("", [11, 12, END, 31], "length"), vllm("", [32, 33, 2])])
-    server = serve(lambda path, body: next(answers))
-    completion = draw(server, letters, THOUGHT_BUDGET)
-    first, second = server.bodies
-    assert second["prompt"] == [5, 6, 11, 12, END, 31]
-    assert (second["max_tokens"], second["temperature"], second["top_k"]) == (11, 0.6, 7)
-    assert first["seed"] != second["seed"]
-    assert completion.token_ids == (11, 12, END, 31, 32, 33, 2)
-    assert (completion.forced_from, completion.finish_reason) == (None, "stop")
-
-
-def test_a_short_completion_needs_one_call(serve, letters):
-    server = serve(lambda path, body: vllm("", [11, END, 2]))
-    completion = draw(server, letters, THOUGHT_BUDGET)
-    assert (completion.token_ids, completion.forced_from, len(server.bodies)) == ((11, END, 2), None, 1)
-
-
-def test_a_budget_on_a_server_of_text(serve, letters):
-    closing = tuple(letters.encode_control("\n</think>\n\n"))
-    end = letters.control_id("</think>")
-    answers = iter([vllm("hmm ", finish="length"), vllm("\\boxed{Assistant 2}")])
-    server = serve(lambda path, body: next(answers))
-    completion = draw(server, letters, Decoding(max_new_tokens=40, thinking=Thinking(end, 4, closing, 30)))
-    assert server.bodies[1]["prompt"] == [5, 6, *letters.encode_text("hmm "), *closing]
-    assert completion.text == "hmm \n</think>\n\n\\boxed{Assistant 2}"
-    assert letters.decode(completion.token_ids) == completion.text
-    assert completion.forced_from == 4
-
-
-def test_what_the_apis_cannot_do_is_refused_before_anything_is_sent(serve, letters):
-    server = serve(lambda path, body: chat("x"))
-    messages = (("user", "q"),)
-    talks = RemoteGenerator(server.url, "m", letters, api="chat", patience=QUICK)
-    with pytest.raises(RrmError, match="budget cannot be kept on the chat API"):
-        list(talks.generate(requests(1, THOUGHT_BUDGET, messages=messages)))
-    with pytest.raises(RrmError, match="has no messages"):
-        list(talks.generate(requests(1)))
-    completes = RemoteGenerator(server.url, "m", letters, patience=QUICK)
-    choices = Decoding(thinking=Thinking(END, choices=((1, 2), (3, 4))))
-    with pytest.raises(RrmError, match="constrained verdict"):
-        list(completes.generate(requests(1, choices)))
-    with pytest.raises(RrmError, match="empty prompt"):
-        list(completes.generate(iter([Request("r", (), Decoding())])))
-    assert server.bodies == []
 
 
 def test_progress_says_what_went_wrong(serve, letters):
