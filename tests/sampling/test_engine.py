@@ -91,8 +91,11 @@ def test_heads_are_found_again_after_their_owners_finished():
         assert is_greedy(CONFIG, PARAMS, found[request.id, 0])
 
 
-@pytest.mark.parametrize("rope", [Rope(), Rope(kind="dynamic", factor=4.0)], ids=["default", "dynamic"])
-@pytest.mark.parametrize("window", [None, 24], ids=["full", "windowed"])
+@pytest.mark.parametrize(
+    ("rope", "window"),
+    [(Rope(), None), (Rope(), 24), (Rope(kind="dynamic", factor=4.0), None)],
+    ids=["default", "windowed", "dynamic"],
+)
 def test_long_prompts_in_chunks_beside_short_ones(rope, window):
     config = tiny_config(
         max_positions=512, rope=rope, sliding_window=window, window_layers=(True, False) if window else ()
@@ -194,8 +197,7 @@ def test_a_batch_that_empties_shrinks():
     assert is_greedy(CONFIG, PARAMS, found["r0", 0])
 
 
-@pytest.mark.parametrize("block", [1, 7, 64])
-@pytest.mark.parametrize("overlap", [False, True], ids=["in step", "overlapped"])
+@pytest.mark.parametrize(("block", "overlap"), [(1, False), (7, True), (64, True)])
 def test_block_length_and_overlap_change_nothing(block, overlap):
     requests = make_requests(13, max_new_tokens=30, stop_ids=(3, 9))
     expected = tokens(run(make_sampler(), requests))

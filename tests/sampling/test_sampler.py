@@ -36,6 +36,8 @@ from tests.sampling.common import (
     tokens,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 
 def test_greedy_is_the_loop_over_the_full_forward_pass():
     requests = make_requests(11, temperature=0.0, max_new_tokens=40, stop_ids=(3, 9, 20, 31, 40))
