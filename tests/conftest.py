@@ -21,11 +21,14 @@ _REAL = Path(os.environ.get("RRM_TEST_DATA", Path(__file__).parent.parent.parent
 
 @pytest.fixture(autouse=True)
 def _few_memory_maps():
-    """Each program on a CPU holds hundreds of memory maps, and a process that wants too many of them is ended."""
+    """Each program on a CPU holds hundreds of memory maps, and a process that wants too many of them is ended.
+
+    They are let go well before the engine would do so in the midst of a test that counts compilations.
+    """
     yield
     from rrm_jax.sampling.engine import MOST_MEMORY_MAPS, memory_maps
 
-    if memory_maps() > MOST_MEMORY_MAPS:
+    if memory_maps() > 0.6 * MOST_MEMORY_MAPS:
         jax.clear_caches()
         gc.collect()
 

@@ -233,8 +233,11 @@ def test_narrow_weights_change_logprobs_little(dtype, bound):
     gaps = np.concatenate(gaps)
     assert 0 < gaps.mean() < bound
     assert gaps.max() < 20 * bound
-    mesh = make_mesh(MeshShape(2, 2, 2))
-    spread = make_sampler(mesh=mesh, options=Options(spec=partition_spec), weight_dtype=jnp.dtype(dtype))
+
+
+def test_narrow_weights_are_split_over_a_mesh():
+    sampler, mesh, dtype = make_sampler(weight_dtype=jnp.int8), make_mesh(MeshShape(2, 2, 2)), jnp.int8
+    spread = make_sampler(mesh=mesh, options=Options(spec=partition_spec), weight_dtype=dtype)
     greedy = make_requests(9, temperature=0.0)
     assert tokens(run(spread, greedy)) == tokens(run(sampler, greedy))
 
