@@ -254,6 +254,19 @@ def test_failed_rows_leave_no_nan_behind_in_narrow_and_shared_caches():
     assert {c.request.id: c.token_ids for c in found} == {r.id: greedy_loop(CONFIG, broken, r) for r in good}
 
 
+def test_rows_that_fail_midway_leave_their_columns_clean():
+    broken = {**PARAMS, "embedding": np.array(PARAMS["embedding"])}
+    broken["embedding"][1] = np.nan  # a row fails the moment it has drawn token 1, after any number of others
+    requests = [Request(f"r{i}", (2, 3 + i % 50), Decoding(1.0, max_new_tokens=30), i) for i in range(60)]
+    found = []
+    with pytest.raises(RrmError, match="not finite"):
+        found.extend(make_sampler(params=broken, batch_size=4).generate(requests))
+    clean = tokens(run(make_sampler(), requests))
+    expected = {key: ids for key, ids in clean.items() if 1 not in ids[:-1]}
+    assert 5 < len(expected) < 55
+    assert {(c.request.id, c.request.sample): c.token_ids for c in found} == expected
+
+
 def test_out_of_memory_says_what_to_lower(monkeypatch):
     sampler = make_sampler(batch_size=8)
     original = sampler._programs.decode_block
