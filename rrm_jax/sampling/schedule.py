@@ -176,7 +176,7 @@ class Schedule:
         return best
 
     def prompts_wanted(self) -> int:
-        """How many prompts a part should have room for: what is needed now, or twice that where rows lie idle."""
+        """How many prompts a part should have room for: what is needed first, and a step more where rows lie idle."""
         have = len(self.residents) // self.ways
         most = len(self.rows) // self.ways
         if not self.residents:
@@ -277,8 +277,6 @@ class Schedule:
         """
         for key in list(self.waiting)[:_LOOKED_AT]:
             homes = list(self._homes(key))
-            if any(not r.ready or len(r.users) < self.rows_per_prompt for _, r in homes) and not self._stranded(homes):
-                continue
             if homes and not self._stranded(homes):
                 continue  # its own place will serve it when rows come free
             part = self._part_for(homes)

@@ -17,7 +17,7 @@ from rrm_jax.errors import RrmError
 from rrm_jax.models.config import to_hf
 from rrm_jax.testing import tiny_config
 from tests.judging.fake_generator import FakeGenerator, prefers
-from tests.sampling.stub_server import StubServer, chat, vllm
+from tests.sampling.stub_server import chat, stub_servers, vllm
 
 KEY = "sk-secret-0123456789"
 GONE = (503, {"Retry-After": "86400"}, b"maintenance")
@@ -55,17 +55,7 @@ def place(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(answer):
-        servers.append(StubServer(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+serve = pytest.fixture(stub_servers, name="serve")
 
 
 def run(verb, bare, server, *options):

@@ -6,7 +6,7 @@ import pytest
 
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
-from tests.sampling.stub_server import KEY, StubServer
+from tests.sampling.stub_server import KEY, stub_servers
 
 
 @pytest.fixture
@@ -24,15 +24,4 @@ def letters(tmp_path_factory) -> Tokenizer:
     return Tokenizer.load(directory)
 
 
-@pytest.fixture
-def serve():
-    """`serve(answer)` → a StubServer that is closed afterwards."""
-    servers = []
-
-    def start(answer):
-        servers.append(StubServer(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+serve = pytest.fixture(stub_servers, name="serve")

@@ -96,3 +96,16 @@ def chat(content: str | None, finish: str = "stop", **message: Any) -> dict:
     message = {"role": "assistant", "content": content, **message}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
     return {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+
+
+def stub_servers():
+    """For a fixture: `start(answer)` → a StubServer that is closed afterwards."""
+    servers = []
+
+    def start(answer):
+        servers.append(StubServer(answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
