@@ -6,7 +6,8 @@ batch is split over a mesh.
 
 A row continues at most one prefix. Its new token t has position `prefix length + own length + t` and is written to
 column `own length + t` of its own segment. Attention over the two parts is computed apart and joined by log-sum-exp, so
-a prefix is read once for all its rows. What a column holds beyond the filled length never counts, but must be finite.
+a prefix is read once for all its rows. What a column holds beyond the filled length never counts, as long as the
+value (not the key) is finite.
 """
 
 import functools

@@ -21,7 +21,7 @@ from rrm_jax.models import rope
 from rrm_jax.models.attention import BACKENDS, NO_WINDOW, Backend, Spec, attend
 from rrm_jax.models.cache import Cache, Seen, Segment, attend_cached, store, write
 from rrm_jax.models.config import DecoderConfig
-from rrm_jax.models.quantized import product
+from rrm_jax.models.quantized import product, product_with_table
 
 Params = dict[str, Any]
 
@@ -78,6 +78,16 @@ def rms_norm(x, scale, eps: float):
     return scale.astype(x.dtype) * normed.astype(x.dtype)
 
 
+def _contained(k_BKTN, v_BKTN) -> tuple[jax.Array, jax.Array]:
+    """Moves what is not finite in a token's value to its key.
+
+    A score behind the mask is replaced, whatever it was, but a value there is multiplied by 0, and 0 × NaN is NaN: one
+    broken token would reach the tokens before it, and the rows that use its columns later.
+    """
+    broken = ~jnp.all(jnp.isfinite(v_BKTN), axis=-1, keepdims=True)
+    return jnp.where(broken, jnp.nan, k_BKTN), jnp.where(broken, 0, v_BKTN)
+
+
 class Attention(nnx.Module):
     def __init__(self, c: DecoderConfig, rngs: nnx.Rngs):
         normal, zeros = nnx.initializers.normal(c.initializer_range), nnx.initializers.zeros
@@ -108,7 +118,7 @@ class Attention(nnx.Module):
         k = product("btd,knd->btkn", x_BTD, self.k_kernel[...]) + self.k_bias[...].astype(dtype)
         v = product("btd,knd->btkn", x_BTD, self.v_kernel[...]) + self.v_bias[...].astype(dtype)
         q = options.constrain(rope.rotate(q, view.cos, view.sin), "batch", None, "heads", None)
-        k, v = rope.rotate(k, view.cos, view.sin).swapaxes(1, 2), v.swapaxes(1, 2)
+        k, v = _contained(rope.rotate(k, view.cos, view.sin).swapaxes(1, 2), v.swapaxes(1, 2))
         k, v = (options.constrain(x, "batch", "kv_heads", None, None) for x in (k, v))
         if view.cached is None:
             kv = Segment(k, v)
@@ -263,8 +273,10 @@ def _segment_lengths(positions_BT, segments_BT):
 
 
 def unembed(config: DecoderConfig, params: Params, hidden) -> jax.Array:
-    """Logits, float32 [..., V], of hidden states [..., D]."""
+    """Logits, float32 [..., V], of hidden states [..., D]; [B, D] are taken for the few rows of a decode step."""
     table = params["embedding"] if config.tied_embeddings else params["lm_head"]
+    if hidden.ndim == 2:
+        return product_with_table(hidden, table, preferred_element_type=jnp.float32)
     return product("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
 
 

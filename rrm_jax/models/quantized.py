@@ -54,3 +54,16 @@ def product(equation: str, x, weight, **how) -> jax.Array:
         out = jnp.einsum(equation, x, weight.values.astype(x.dtype), **how)
         return out * weight.scale.astype(out.dtype)
     return jnp.einsum(equation, x, weight.astype(x.dtype), **how)
+
+
+def product_with_table(x_BD, weight, **how) -> jax.Array:
+    """`product("bd,vd->bv", …)` of a decode step's few rows with a large matrix [V, D].
+
+    XLA's CPU compiler is faster from the matrix's side, 19 ms for 29 (16 rows, V 152 K, D 512), if it leaves it so:
+    without the barrier it turns the product around again.
+    """
+    values = weight.values if isinstance(weight, Quantized) else weight
+    straight = lambda x: jnp.einsum("bd,vd->bv", x, values.astype(x.dtype), **how)  # noqa: E731
+    turned = lambda x: jax.lax.optimization_barrier(jnp.einsum("vd,bd->vb", values.astype(x.dtype), x, **how)).T  # noqa: E731
+    out = jax.lax.platform_dependent(x_BD, cpu=turned, default=straight)
+    return out * weight.scale.astype(out.dtype) if isinstance(weight, Quantized) else out

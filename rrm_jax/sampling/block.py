@@ -157,11 +157,11 @@ def _step(config, options, params, slots: Slots, prefix, rows, start, keys_B, be
     return Slots(layers, hidden, progress, history), record
 
 
-def _logits(config, options: Options, params, hidden) -> jax.Array:
+def _logits(config, options: Options, params, hidden_BD) -> jax.Array:
     # Two constraints: with the last alone, XLA gathers the output matrix rather than the logits.
-    logits = decoder.unembed(config, params, hidden)
-    logits = options.constrain(logits, "batch", *(None,) * (logits.ndim - 2), "vocab")
-    return options.constrain(logits, "batch", *(None,) * (logits.ndim - 1))
+    logits = decoder.unembed(config, params, hidden_BD)
+    logits = options.constrain(logits, "batch", "vocab")
+    return options.constrain(logits, "batch", None)
 
 
 def _draw(options: Options, *by_row) -> Draw:
@@ -191,7 +191,7 @@ def _choose(options: Options, logits_BV, rows: Rows, progress: Progress, keys_B)
 def _check(config, options, params, hidden_BJD, rows: Rows, progress: Progress, keys_B):
     """What each row would draw after each of its guesses: token, logprob, model_logprob [B, J]."""
     batch, drafts = hidden_BJD.shape[:2]
-    logits = _logits(config, options, params, hidden_BJD).reshape(batch * drafts, -1)
+    logits = _logits(config, options, params, hidden_BJD.reshape(batch * drafts, -1))
     each = lambda x: jnp.repeat(x, drafts, axis=0)  # noqa: E731
     place = jnp.tile(jnp.arange(drafts), batch) + each(progress.drawn)
     keys = jax.vmap(jax.random.fold_in)(each(keys_B), place)

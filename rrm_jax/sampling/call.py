@@ -245,7 +245,6 @@ class GenerateCall:
         """Waits for a block's results and gives them to whose they are."""
         drawn = jax.device_get(block.drawn)
         progress = drawn.progress
-        failed = np.zeros(len(block.owners), bool)
         for row, work in enumerate(block.owners):
             if work is None or work.done:  # the row was done before this block began
                 continue
@@ -260,22 +259,13 @@ class GenerateCall:
             self.schedule.finish(row)
             self.stats.completions += 1
             if progress.failed[row]:
-                failed[row] = True
                 self.failed.append(work.request)
             else:
                 self.finished.append(_completion(work, progress, row))
         self.stats.compiled = self.programs.compilations - self.compiled_before
         self.stats.block(int(drawn.steps), int(drawn.row_steps), len(block.owners), self.schedule)
-        if failed.any():
-            self._clean(failed)
         if self.sampler.progress:
             self.sampler.progress(self.stats)
-
-    def _clean(self, failed: np.ndarray) -> None:
-        assert self.slots is not None
-        for at, segment in enumerate(self.slots.layers):
-            cleaned = [x if x is None else self.programs.clean(x, failed) for x in segment]
-            self.slots.layers[at] = type(segment)(*cleaned)
 
 
 def _completion(work: Work, progress: control.Progress, row: int) -> Completion:

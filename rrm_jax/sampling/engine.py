@@ -48,7 +48,6 @@ class Programs:
         self.prefill = self._jit(_prefill, shared, donate_argnums=1, static_argnames="limit")
         self.move = self._jit(_move, kv, static_argnames="columns")
         self.move_state = self._jit(_move_state, by_row, static_argnames="columns")
-        self.clean = self._jit(_clean, kv, donate_argnums=0)
         self.decode_block = self._jit(
             decode_block, (slots, whole), donate_argnums=1, static_argnames=("steps", "lookup", "early")
         )
@@ -157,17 +156,12 @@ def _prefill(
 
     Each goes on from the first `start` columns of prompt `source` and is written to `target`, int32 [W, A/W] within its
     part of the batch; a target beyond the part is dropped. All `start` are 0 (`limit` 0), or `start` + C ≤ `limit`.
-    The target's row is written whole, so that nothing of its last owner stays: a NaN would leak through any mask.
+    What a target holds beyond its tokens is left over from others, and never seen.
     """
     columns = shared.layers[0].k.shape[2]
     time = tokens_AC.shape[1]
     filled_AC = jnp.arange(time) < count_A[:, None]
     totals_AC = jnp.broadcast_to(total_A[:, None], tokens_AC.shape)
-
-    def cut(x, end_A):
-        """Zeros from column `end` on."""
-        kept = (jnp.arange(x.shape[2]) < end_A[:, None]).reshape(x.shape[0], 1, -1, *(1,) * (x.ndim - 3))
-        return jnp.where(kept, x, jnp.zeros((), x.dtype))
 
     if limit == 0:
         positions = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32), tokens_AC.shape)
@@ -177,18 +171,12 @@ def _prefill(
         layers = [store(kv.k, kv.v, old.k.dtype) for kv, old in zip(new or [], shared.layers, strict=True)]
     else:
         own = [
-            Segment(*(x if x is None else cut(_columns(take_rows(x, source), limit), start_A) for x in kv))
-            for kv in shared.layers
+            Segment(*(x if x is None else _columns(take_rows(x, source), limit) for x in kv)) for kv in shared.layers
         ]
         hidden, layers = decoder.extend(config, params, Cache(own, start_A), tokens_AC, options, totals_AC)
 
     written = [
-        Segment(
-            *(
-                x if x is None else put_rows(x, _columns(cut(y, start_A + count_A), columns), target)
-                for x, y in zip(old, new, strict=True)
-            )
-        )
+        Segment(*(x if x is None else put_rows(x, _columns(y, columns), target) for x, y in zip(old, new, strict=True)))
         for old, new in zip(shared.layers, layers, strict=True)
     ]
     last = jnp.take_along_axis(hidden, (count_A - 1)[:, None, None], axis=1)[:, 0]
@@ -216,8 +204,3 @@ def _move_state(config, options: Options, state, source, *, columns: int):
         return x
 
     return jax.tree.map(one, state)
-
-
-def _clean(config, options: Options, x_XKSN, failed_X) -> jax.Array:
-    """Zeros in the rows that failed: 0 × NaN is NaN, for whoever comes after them."""
-    return jnp.where(failed_X.reshape(-1, *(1,) * (x_XKSN.ndim - 1)), jnp.zeros((), x_XKSN.dtype), x_XKSN)

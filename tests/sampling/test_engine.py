@@ -267,6 +267,21 @@ def test_rows_that_fail_midway_leave_their_columns_clean():
     assert {(c.request.id, c.request.sample): c.token_ids for c in found} == expected
 
 
+def test_a_broken_end_of_a_prompt_does_not_reach_the_head_that_others_share():
+    broken = {**PARAMS, "embedding": np.array(PARAMS["embedding"]), "lm_head": np.array(PARAMS["lm_head"])}
+    broken["embedding"][1], broken["lm_head"][1] = np.nan, 0
+    head, how = tuple(2 + token % 50 for token in prompt(0, 100)), Decoding(0.0, max_new_tokens=6)
+    for cache_dtype in (None, jnp.int8):
+        sampler = make_sampler(params=broken, batch_size=4, cache_dtype=cache_dtype)
+        good = [Request(f"good {i}", (*head, 3 + i), how) for i in range(3)]
+        found = []
+        with pytest.raises(RrmError, match=r"1 request\(s\) were not finite: 'bad'"):
+            found.extend(sampler.generate([Request("bad", (*head, 1, 1, 1), how), *good]))
+        assert {(c.request.id, 0): c.token_ids for c in found} == tokens(
+            run(make_sampler(params=broken, batch_size=4, cache_dtype=cache_dtype), good)
+        )
+
+
 def test_out_of_memory_says_what_to_lower(monkeypatch):
     sampler = make_sampler(batch_size=8)
     original = sampler._programs.decode_block

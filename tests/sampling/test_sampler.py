@@ -199,7 +199,7 @@ def test_a_row_that_turns_nan_is_named_and_the_others_go_on():
     broken = {**PARAMS, "embedding": np.array(PARAMS["embedding"]), "lm_head": np.array(PARAMS["lm_head"])}
     broken["embedding"][1], broken["lm_head"][1] = np.nan, 0
     how = Decoding(0.0, max_new_tokens=12)
-    good = [Request(f"good-{i}", (3, 4, 5 + i), how) for i in range(12)]
+    good = [Request(f"good-{i}", (3, 4, 5 + i), how) for i in range(11)] + [Request("same head", (2, 3), how)]
     bad = [Request("bad one", (2,) + (1,) * 50, how), Request("bad two", (1,), how, sample=4)]
     found = []
     stream = make_sampler(params=broken).generate([*bad, *good])
