@@ -1,13 +1,19 @@
 """What made a result: written beside every run's output, so that it can be made again."""
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from rrm_jax.errors import RrmError
 
 _PACKAGES = (
     "rrm-jax",
@@ -63,3 +69,57 @@ def provenance(config: dict[str, Any], seed: int | None, inputs: dict[str, str |
 def write_provenance(path: str | Path, **facts: Any) -> None:
     """Writes `provenance(**facts)` as JSON to `path`."""
     Path(path).write_text(json.dumps(provenance(**facts), indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(config, default=str))
+
+
+def check_config(path: str | Path, config: Mapping[str, Any]) -> None:
+    """Raises RrmError, naming what differs, where the facts at `path` are of a run with another config."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        # Written in place: of longer facts before these an end may be left, if that was when the run was killed.
+        before = json.JSONDecoder().raw_decode(text)[0]["config"] if text else None
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RrmError(f"{path} does not say how a run was configured ({error}); choose another output") from None
+    now = _plain(config)
+    if before is None:
+        return
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if changed:
+        lines = "".join(f"\n  {key}: was {before.get(key)!r}, is now {now.get(key)!r}" for key in changed)
+        raise RrmError(f"{path} is of a run with other settings; choose another output, or give the same:{lines}")
+
+
+@contextlib.contextmanager
+def pinned(
+    path: str | Path, *, config: dict[str, Any], seed: int | None, inputs: dict[str, str | Path]
+) -> Iterator[None]:
+    """Pins an output to its config: `provenance` is written to `path`, which stands beside it, and locked meanwhile.
+
+    Raises RrmError where `path` is of a run with another config (naming what differs), or of one that is under way.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8")
+    except OSError as error:
+        raise RrmError(f"cannot write {path}: {error.strerror or error}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RrmError(f"{path} is being written by another run; wait for it, or choose another output") from None
+        except OSError:
+            pass  # not every file system has locks
+        check_config(path, config)
+        facts = provenance(config, seed, inputs)
+        try:
+            file.write(json.dumps(facts, indent=2, default=str) + "\n")
+            file.truncate()
+        except OSError as error:
+            raise RrmError(f"cannot write {path}: {error.strerror or error}") from None
+        yield

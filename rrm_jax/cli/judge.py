@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 import typer
 
 from rrm_jax.cli.judge_options import JudgeOptions
-from rrm_jax.cli.options import ModelOptions, Strict, with_options
+from rrm_jax.cli.options import ModelOptions, Strict, Verdicts, with_options
 
 
 @with_options
 def command(
     models: ModelOptions,
     pairs: Annotated[Path, typer.Option(help="JSONL: id, query, response_1, response_2, and optionally label 1 or 2.")],
-    out: Annotated[Path, typer.Option(help="JSONL of judgments. OUT.votes.jsonl and OUT.run.json stand beside it.")],
+    out: Annotated[Path, typer.Option(help="JSONL of judgments. OUT.run.json and OUT.votes.jsonl stand beside it.")],
     judging: JudgeOptions,
     order: Annotated[
         Literal["random", "given", "both"],
@@ -22,6 +22,7 @@ def command(
     keep_thinking: Annotated[
         bool, typer.Option("--keep-thinking", help="Show what responses hold up to their last </think>, too.")
     ] = False,
+    verdicts: Verdicts = None,
     strict: Strict = False,
 ) -> None:
     """Judge which of two responses is better.
@@ -35,8 +36,9 @@ def command(
     mean of its votes'; else null. Rows come as they are completed, in any order.
 
     Killed and started again with the same settings it goes on where it was: every vote is kept in OUT.votes.jsonl
-    as it comes; a server that stays away ends the job with an error (exit code 2) and is never counted as a verdict.
-    Malformed rows are reported and passed over (exit code 1).
+    as it comes, or in a store that any jobs share (--verdicts, see rrm verdicts). A server that stays away ends the job
+    with an error (exit code 2) and is never counted as a verdict. Malformed rows are reported and passed over (exit
+    code 1).
 
     \b
     Example:
@@ -53,7 +55,7 @@ def command(
     from rrm_jax.judging.judge import content_digest
     from rrm_jax.judging.store import VoteLog
     from rrm_jax.judging.summary import summarise
-    from rrm_jax.provenance import write_provenance
+    from rrm_jax.provenance import pinned
 
     digests: dict[str, str] = {}
 
@@ -64,16 +66,22 @@ def command(
     progress = Progress("judging", len(digests))
     generator = open_generator(models, progress)
     judge = open_judge(generator, judging, order=order, keep_thinking=keep_thinking)
-    votes_path = out.with_name(out.name + ".votes.jsonl")
-    if out.is_file() and out.stat().st_size and not votes_path.is_file():
-        raise RrmError(f"{out} exists, but not {votes_path}, so it cannot be gone on with; choose another --out")
-    with VoteLog(votes_path, judge.settings) as log, AppendLog(out) as rows:
+    run = out.with_name(out.name + ".run.json")
+    if out.is_file() and out.stat().st_size and not run.is_file():
+        raise RrmError(f"{out} exists, but not {run}, so it cannot be gone on with; choose another --out")
+    store = verdicts or out.with_name(out.name + ".votes.jsonl")
+    if store.resolve() in (out.resolve(), run.resolve()):
+        raise RrmError(f"--verdicts {store} is where results are written; name another file")
+    inputs: dict[str, str | Path] = {"pairs": pairs}
+    with (
+        pinned(run, config=judge.settings, seed=judging.seed, inputs=inputs),
+        VoteLog(store, report=warn) as log,
+        AppendLog(out) as rows,
+    ):
         done = {row.get("id"): row.get("content") for row in rows.rows()}
         for pair_id in digests.keys() & done.keys():
             if done[pair_id] != digests[pair_id]:
                 raise RrmError(f"{out}: the row with id {pair_id!r} was judged on other text; choose another --out")
-        inputs: dict[str, str | Path] = {"pairs": pairs}
-        write_provenance(out.with_name(out.name + ".run.json"), config=judge.settings, seed=judging.seed, inputs=inputs)
         todo = (pair for _, pair in Reader(pairs, Unique(parse_pair)) if pair.id not in done)
         with progress:
             progress.begin(len(done.keys() & digests.keys()))

@@ -10,6 +10,16 @@ import typer
 
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first malformed row, before anything is run.")]
 
+Verdicts = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="STORE",
+        help="Keep votes here, and draw none that is here, instead of OUT.votes.jsonl; shared by any jobs, at the same "
+        "time too. See rrm verdicts.",
+        show_default=False,
+    ),
+]
+
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """A command as typer takes it: a parameter that is a dataclass becomes its fields, options each, and the command

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rrm_jax.errors import RrmError
 
@@ -87,18 +87,23 @@ def _encode(row: dict[str, Any]) -> bytes:
     return text + b"\n"
 
 
+def end_of_rows(file: IO[bytes]) -> int:
+    """Where the last newline of a file ends, in bytes; what follows is torn. Leaves the file's position anywhere."""
+    keep = file.seek(0, os.SEEK_END)
+    while keep > 0:
+        start = max(0, keep - 65_536)
+        file.seek(start)
+        newline = file.read(keep - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        keep = start
+    return 0
+
+
 def _drop_torn_line(path: Path) -> None:
     with open(path, "rb+") as file:
-        end = keep = file.seek(0, os.SEEK_END)
-        while keep > 0:
-            start = max(0, keep - 65_536)
-            file.seek(start)
-            newline = file.read(keep - start).rfind(b"\n")
-            if newline >= 0:
-                keep = start + newline + 1
-                break
-            keep = start
-        if keep < end:
+        keep = end_of_rows(file)
+        if keep < file.seek(0, os.SEEK_END):
             file.truncate(keep)
 
 

@@ -2,16 +2,14 @@
 
 import collections
 import dataclasses
-import hashlib
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 from rrm_jax.data.records import Pair
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.judging.forcing import forcing, ran_out
 from rrm_jax.judging.prompt import Fitted, fit, strip_thinking
-from rrm_jax.judging.store import VoteLog, VoteRecord
+from rrm_jax.judging.store import Asked, VoteLog, VoteRecord, digest
 from rrm_jax.judging.template import Template
 from rrm_jax.judging.verdict import Verdict, verdict_of_completion, written_text
 from rrm_jax.sampling.protocol import Completion, Decoding, FinishReason, Generator, Request
@@ -74,12 +72,12 @@ class Judgment:
 
 
 def content_digest(pair: Pair) -> str:
-    return _digest([pair.query, pair.response_1, pair.response_2])
+    return digest([pair.query, pair.response_1, pair.response_2])
 
 
 def random_order(seed: int, item_id: str, vote: int) -> Shown:
     """The order in which a vote shows its pair: a fair coin that belongs to (seed, item id, vote)."""
-    return "21" if hashlib.sha256(_json([seed, item_id, vote])).digest()[0] & 1 else "12"
+    return "21" if int(digest([seed, item_id, vote])[:2], 16) & 1 else "12"
 
 
 def _settings(decoding: Decoding) -> dict[str, Any]:
@@ -87,14 +85,6 @@ def _settings(decoding: Decoding) -> dict[str, Any]:
     settings: dict[str, Any] = {**dataclasses.asdict(decoding)}
     rules, min_p = settings.pop("thinking"), settings.pop("min_p")
     return settings | ({"min_p": min_p} if min_p else {}) | ({"forcing": rules} if rules else {})
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(_json(value)).hexdigest()
 
 
 class Judge:
@@ -161,28 +151,32 @@ class Judge:
             "max_prompt_tokens": max_prompt_tokens,
             "keep_thinking": keep_thinking,
         }
-        self._vote_digest = _digest(self._vote_settings)
+        self._vote_digest = digest(self._vote_settings)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that a job's judgments depend on beside its pairs: the settings of its vote log."""
+        """All that a job's judgments depend on beside its pairs. Its votes' settings are these but `votes`, `order`."""
         return {**self._vote_settings, "votes": self._votes, "order": self._order}
 
-    def judge(self, pairs: Iterable[Pair], log: VoteLog | None = None) -> Iterator[Judgment]:
-        """One Judgment per pair, as they are completed. Votes found in `log` are not drawn again; new ones are
-        written to it before anything else happens with them.
+    def judge(
+        self, pairs: Iterable[Pair], log: VoteLog | None = None, *, meeting: Callable[[Pair], int] = lambda pair: 0
+    ) -> Iterator[Judgment]:
+        """One Judgment per pair, as they are completed. Votes found in `log` are not drawn again, whoever put them
+        there; new ones are written to it before anything else happens with them. A pair's votes are numbered from
+        `meeting` × votes: who meets again, counted from 0, gets new ones.
 
         What the generator raises passes through, and a completion that it never gives is a RuntimeError: an
         infrastructure failure is never scored.
         """
-        waiting: dict[str, list[tuple[_Pending, int]]] = {}
+        waiting: _Waiting = {}
         ready: collections.deque[_Pending] = collections.deque()
-        for completion in self._generator.generate(self._requests(pairs, log, waiting, ready)):
-            key = self._key(completion.request.id, completion.request.sample)
-            places = waiting.pop(key)
+        if log is not None:
+            log.declare(self._vote_settings)
+        for completion in self._generator.generate(self._requests(pairs, log, meeting, waiting, ready)):
+            asked, places = waiting.pop((completion.request.id, completion.request.sample))
             record = self._record(completion, places[0][0].truncated)
             if log is not None:
-                log.put(key, record)
+                record = log.put(asked, record)
             for pending, at in places:
                 pending.put(at, record, ready)
             while ready:
@@ -196,43 +190,45 @@ class Judge:
         self,
         pairs: Iterable[Pair],
         log: VoteLog | None,
-        waiting: "dict[str, list[tuple[_Pending, int]]]",
+        meeting: Callable[[Pair], int],
+        waiting: "_Waiting",
         ready: "collections.deque[_Pending]",
     ) -> Iterator[Request]:
         """What `log` lacks. A vote that is already being drawn for another pair is waited for, not drawn twice."""
         for pair in pairs:
-            pending = _Pending(pair, self._plan(pair))
+            pending = _Pending(pair, self._plan(pair, meeting(pair)))
             responses = [pair.response_1, pair.response_2]
             if not self._keep_thinking:
                 responses = [strip_thinking(response) for response in responses]
             fitted: Fitted | None = None
             for at, (order, vote) in enumerate(pending.plan):
-                request_id = _digest([pair.query, *(responses if order == "12" else responses[::-1])])
-                key = self._key(request_id, vote)
-                if log is not None and (record := log.get(key)) is not None:
+                asked = self._asked(pair.query, responses if order == "12" else responses[::-1], vote)
+                if log is not None and (record := log.get(asked.key)) is not None:
                     pending.put(at, record, ready)
                     continue
-                if key in waiting:
-                    waiting[key].append((pending, at))
+                if (asked.texts, vote) in waiting:
+                    waiting[asked.texts, vote][1].append((pending, at))
                     continue
                 if fitted is None:
                     texts = (pair.query, *responses)
                     fitted = fit(self._template, self._tokenizer, texts, self._max_prompt_tokens, self._thinking)
                     pending.truncated = fitted.truncated
-                waiting[key] = [(pending, at)]
+                waiting[asked.texts, vote] = asked, [(pending, at)]
                 ids = fitted.ids if order == "12" else fitted.turned_ids
                 messages = fitted.messages(self._template, turned=order == "21")
-                yield Request(request_id, tuple(ids), self._decoding, vote, self._seed, messages)
+                yield Request(asked.texts, tuple(ids), self._decoding, vote, self._seed, messages)
 
-    def _plan(self, pair: Pair) -> list[tuple[Shown, int]]:
+    def _plan(self, pair: Pair, meeting: int) -> list[tuple[Shown, int]]:
+        votes = range(meeting * self._votes, (meeting + 1) * self._votes)
         if self._order == "both":
-            return [(order, vote) for vote in range(self._votes) for order in ("12", "21")]
+            return [(order, vote) for vote in votes for order in ("12", "21")]
         if self._order == "given":
-            return [("12", vote) for vote in range(self._votes)]
-        return [(random_order(self._seed, pair.id, vote), vote) for vote in range(self._votes)]
+            return [("12", vote) for vote in votes]
+        return [(random_order(self._seed, pair.id, vote), vote) for vote in votes]
 
-    def _key(self, request_id: str, vote: int) -> str:
-        return _digest([self._vote_digest, request_id, vote])
+    def _asked(self, query: str, shown: list[str], vote: int) -> Asked:
+        first, second = map(digest, shown)
+        return Asked(self._vote_digest, digest([query, *shown]), vote, digest(query), (first, second))
 
     def _record(self, completion: Completion, truncated: bool) -> VoteRecord:
         return VoteRecord(
@@ -244,6 +240,10 @@ class Judge:
             forced=ran_out(completion),
             probability=None if completion.choice_probabilities is None else completion.choice_probabilities[0],
         )
+
+
+# What is being drawn, by (digest of the texts, vote): what it is, and the votes of pairs that wait for it.
+type _Waiting = dict[tuple[str, int], tuple[Asked, list[tuple[_Pending, int]]]]
 
 
 class _Pending:

@@ -145,7 +145,7 @@ def test_changed_texts_and_foreign_outputs_are_refused(judge, tmp_path: Path):
     assert (result.exit_code, len(generator.requests)) == (0, 0)  # the same texts: their vote is known
     assert "pairs judged: 7" in result.stdout
     assert "also holds 6 row(s)" in result.stderr
-    (tmp_path / "out.jsonl.votes.jsonl").unlink()
+    (tmp_path / "out.jsonl.run.json").unlink()
     result, _ = judge(coin)
     assert "cannot be gone on with" in str(result.exception)
 

@@ -12,7 +12,7 @@ from rrm_jax.data.word_tokenizer import write_word_tokenizer
 from rrm_jax.errors import RrmError
 from rrm_jax.judging.forcing import forcing, ran_out, tokens_needed
 from rrm_jax.judging.judge import Judge
-from rrm_jax.judging.store import VoteLog, VoteRecord
+from rrm_jax.judging.store import VoteLog
 from rrm_jax.judging.summary import summarise
 from rrm_jax.judging.template import Template, load_template, to_toml
 from rrm_jax.judging.verdict import VERDICT_FORMS, parse_verdict
@@ -130,7 +130,7 @@ def test_votes_have_probabilities_in_the_pairs_own_order(letters, short, tmp_pat
     asked = {"thinking_budget": 4, "constrain_verdict": True}
     drawn = Forced(letters)
     one = judge(letters, short, drawn, **asked)
-    with VoteLog(tmp_path / "log.jsonl", one.settings) as log:
+    with VoteLog(tmp_path / "log.jsonl") as log:
         (judgment,) = one.judge([PAIR], log)
         (again,) = judge(letters, short, Forced(letters), **asked).judge([PAIR], log)
     assert again == judgment
@@ -168,16 +168,6 @@ def test_a_soft_vote_is_the_mean_of_the_votes_that_have_one(letters, short):
 def test_a_budget_must_fit(letters, short):
     with pytest.raises(ValueError, match="exceed max_new_tokens"):
         Judge(Forced(letters), letters, short, Decoding(max_new_tokens=10), thinking_budget=8)
-
-
-def test_votes_of_earlier_versions_are_read(tmp_path: Path):
-    path = tmp_path / "log.jsonl"
-    old = {"key": "k", "verdict": 1, "text": "t", "tokens": 3, "finish_reason": "stop", "truncated_input": False}
-    path.write_text('{"settings":{}}\n' + json.dumps(old) + "\n", encoding="utf-8")
-    with VoteLog(path, {}) as log:
-        assert log.get("k") == VoteRecord(1, "t", 3, "stop", False, forced=False, probability=None)
-    vote = {name: value for name, value in old.items() if name not in ("key", "text")} | {"order": "12"}
-    assert summarise([{"id": "x", "winner": 1, "votes": [vote]}]).forced == 0
 
 
 def test_a_template_has_defaults_for_both(tmp_path: Path):
