@@ -107,16 +107,11 @@ class VoteLog:
     def __init__(
         self,
         path: str | Path,
-        pinned: Mapping[str, Any] | None = None,
         *,
         write: bool = True,
         report: Callable[[str], None] | None = None,
     ):
         self.path = Path(path)
-        if pinned is not None:  # for `rrm rank`, until it pins its output itself
-            from rrm_jax.provenance import check_config
-
-            check_config(self.path.with_name(self.path.name.removesuffix(".votes.jsonl") + ".run.json"), pinned)
         self.settings: dict[str, dict[str, Any]] = {}
         self.found = self.written = 0
         self._report = report

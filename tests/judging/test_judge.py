@@ -251,6 +251,16 @@ def test_a_log_serves_any_comparisons_of_the_same_texts(letters, short, tmp_path
         assert {request.sample for request in more._generator.requests} == {2}
 
 
+def test_those_who_meet_again_get_new_votes(letters, short, tmp_path: Path):
+    with VoteLog(tmp_path / "log.jsonl") as log:
+        judge = make(letters, short, coin, votes=3, order="given")
+        first = by_id(judge.judge(PAIRS, log))
+        again = by_id(judge.judge(PAIRS, log, meeting=lambda pair: 2 if pair.id == "p0" else 0))
+    assert {name for name in first if first[name] != again[name]} == {"p0"}
+    drawn = [request.sample for request in judge._generator.requests]
+    assert drawn == [0, 1, 2] * len(PAIRS) + [6, 7, 8]
+
+
 def test_a_default_judge_has_the_settings_it_always_had(letters, short):
     """Logs of earlier versions are gone on with; what a newer field adds appears where it is used."""
     judge = make(letters, short, coin)
