@@ -18,6 +18,7 @@ from rrm_jax.cli.main import _app
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
 from rrm_jax.errors import RrmError
+from rrm_jax.provenance import pinned
 from rrm_jax.testing import tiny_config, write_hf_checkpoint
 from tests.judging.fake_generator import FakeGenerator, Killed, coin, prefers
 
@@ -148,6 +149,59 @@ def test_changed_texts_and_foreign_outputs_are_refused(judge, tmp_path: Path):
     (tmp_path / "out.jsonl.run.json").unlink()
     result, _ = judge(coin)
     assert "cannot be gone on with" in str(result.exception)
+
+
+def test_jobs_share_a_store(judge, tmp_path: Path):
+    """Side by side in other numbers, orders, seeds: nothing is drawn twice, and all comes out as alone."""
+    store = ("--verdicts", str(tmp_path / "shared" / "store.jsonl"))
+    jobs = {
+        ("--votes", "2", "--order", "both"): 48,
+        ("--votes", "3", "--order", "both"): 24,
+        ("--votes", "3", "--order", "given"): 0,
+        ("--seed", "1", "--order", "given"): 12,
+        ("--votes", "2", "--order", "both", "--seed", "0"): 0,
+    }
+    for at, (options, drawn) in enumerate(jobs.items()):
+        alone, shared = tmp_path / f"alone_{at}.jsonl", tmp_path / f"shared_{at}.jsonl"
+        judge(coin, *options, "--out", str(alone))
+        result, generator = judge(coin, *options, *store, "--out", str(shared))
+        assert (result.exit_code, len(generator.requests)) == (0, drawn)
+        assert read_rows(shared) == read_rows(alone)
+    assert not list(tmp_path.glob("shared_*.votes.jsonl"))
+    result, generator = judge(coin, "--votes", "3", *store, "--out", str(tmp_path / "shared_0.jsonl"))
+    assert "votes: was 2, is now 3" in str(result.exception)
+    assert generator.requests == []
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.run.json"])
+def test_a_store_is_not_the_output(judge, tmp_path: Path, name: str):
+    result, generator = judge(coin, "--verdicts", str(tmp_path / name))
+    assert "is where results are written" in str(result.exception)
+    assert generator.requests == []
+
+
+def test_pairs_are_no_store(judge, tmp_path: Path):
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 1)
+    pairs.write_bytes(before := pairs.read_bytes()[:-1])
+    result, _ = judge(coin, "--verdicts", str(pairs), pairs=pairs)
+    assert "pairs.jsonl:1: not a row of a verdict store" in str(result.exception)
+    assert pairs.read_bytes() == before
+
+
+def test_one_run_of_an_output_at_a_time(judge, tmp_path: Path):
+    judge(coin, dies_after=3)
+    facts = tmp_path / "out.jsonl.run.json"
+    config = json.loads(facts.read_text(encoding="utf-8"))["config"]
+    before = (tmp_path / "out.jsonl").read_bytes()
+    with pinned(facts, config=config, seed=0, inputs={}):
+        result, generator = judge(coin)
+        assert "out.jsonl.run.json is being written by another run" in str(result.exception)
+        assert (generator.requests, (tmp_path / "out.jsonl").read_bytes()) == ([], before)
+    facts.write_bytes(facts.read_bytes() + b"the end of longer facts")
+    assert judge(coin)[0].exit_code == 0
+    assert json.loads(facts.read_text(encoding="utf-8"))["config"] == config
+    facts.write_text("{}", encoding="utf-8")
+    assert "does not say how a run was configured" in str(judge(coin)[0].exception)
 
 
 BAD_LINES = [
