@@ -32,7 +32,7 @@ Spec = Callable[[tuple[str | None, ...]], PartitionSpec]
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Which backend full-sequence attention runs on, and why. Decoding reads its cache through `xla`."""
+    """Which backend full-sequence attention runs on, and why; `cache.attend_cached` says what decoding does with it."""
 
     backend: Backend
     reason: str

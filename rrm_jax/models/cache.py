@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from rrm_jax.models.attention import NO_WINDOW, Backend, Spec
 
-_LOWEST = float(jnp.finfo(jnp.float32).min)
+LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
 class Segment(NamedTuple):
@@ -140,8 +140,8 @@ def attend_cached(
 ) -> jax.Array:
     """Attention of new tokens over their own segment (they are in it already) and their prefix: [B, T, H, N].
 
-    With the backend "splash", on TPUs, a kernel reads filled columns alone, where it can (see `_ragged`); elsewhere
-    every column is read.
+    With the backends "splash", on TPUs, and "cudnn", on GPUs, a kernel reads filled columns alone, where it can (see
+    `_ragged`); elsewhere every column is read.
     """
     batch, time, heads, width = q_BTHN.shape
     kv_heads = own.k.shape[1]
@@ -171,15 +171,15 @@ def _fold(x_XTKGN) -> jax.Array:
 
 
 def _ragged(backend: Backend, spec: Spec | None, window, q_XKQN, segment: Segment, lengths) -> Partial | None:
-    """The TPU kernel's result, where it applies: no window, whole tiles of columns and of a head's width."""
-    tiled = segment.k.shape[2] % 64 == 0 and segment.k.shape[3] % 128 == 0
-    unlimited = isinstance(window, int) and window == NO_WINDOW
-    if not (backend == "splash" and tiled and unlimited):
+    """The result of the kernel for TPUs or GPUs, where it applies: no window, and a cache that it takes."""
+    if backend == "xla" or not (isinstance(window, int) and window == NO_WINDOW):
         return None
-    from rrm_jax.models.ragged_attention import ragged_partial
+    from rrm_jax.models.ragged_attention import ragged_partial, takes
 
+    if not takes(segment.k, backend):
+        return None
     scales = {"k_scale_BKS": segment.k_scale, "v_scale_BKS": segment.v_scale}
-    return ragged_partial(q_XKQN, segment.k, segment.v, lengths, **scales, spec=spec)
+    return ragged_partial(q_XKQN, segment.k, segment.v, lengths, **scales, backend=backend, spec=spec)
 
 
 def _attend_prefix(q_BTKGN, prefix: Segment, seen: Seen, window, kernel) -> Partial:
@@ -218,7 +218,7 @@ def attend_segment(q_XKQN, segment: Segment, seen_XTS) -> Partial:
     if segment.k_scale is not None:
         scores = scores * segment.k_scale[:, :, None, :]
     scores = scores.reshape(rows, kv_heads, time, queries // time, columns)
-    scores = jnp.where(seen_XTS[:, None, :, None], scores, _LOWEST).reshape(rows, kv_heads, queries, columns)
+    scores = jnp.where(seen_XTS[:, None, :, None], scores, LOWEST).reshape(rows, kv_heads, queries, columns)
     top = jnp.max(scores, axis=-1)
     weights = jnp.exp(scores - top[..., None])
     total = jnp.sum(weights, axis=-1)

@@ -1,14 +1,14 @@
-"""Decode attention over the filled columns of a cache, as a TPU kernel (Pallas).
+"""Decode attention over the filled columns of a cache, as a Pallas kernel: the call, and the kernel for TPUs.
 
 Axes: B rows, K key/value heads, G query rows of one key/value head (its query heads × the new tokens), S cache
 columns, N head width.
 
-XLA's einsum reads every allocated column of every row. Here the work is a list of (row, block of columns) pairs that
-holds filled blocks only: the grid is as long as the list, so that an empty block costs neither a copy from HBM nor a
-step, and the pipeline fetches the next row's first block while the last row's is computed. The result is a partial
-softmax; `cache.merge` joins it with that of other columns, such as a shared prefix.
+XLA's einsum reads every allocated column of every row. On a TPU the work is a list of (row, block of columns) pairs
+that holds filled blocks only: the grid is as long as the list, so that an empty block costs neither a copy from HBM nor
+a step, and the pipeline fetches the next row's first block while the last row's is computed. `ragged_attention_gpu` is
+for GPUs. The result is a partial softmax; `cache.merge` joins it with that of other columns, such as a shared prefix.
 
-Off a TPU the kernel runs in Pallas' interpreter, which is how the tests compare it with a plain softmax.
+Elsewhere the kernels run in Pallas' interpreter, which is how the tests compare them with a plain softmax.
 """
 
 import functools
@@ -19,30 +19,41 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from rrm_jax.errors import RrmError
-from rrm_jax.models.attention import Spec
-from rrm_jax.models.cache import Partial, narrow
+from rrm_jax.models.attention import Backend, Spec
+from rrm_jax.models.cache import LOWEST, Partial, narrow
 
 # A step should copy enough for its own cost to vanish, and end close to the row's length.
 _MOST_COLUMNS = 512
 _LEAST_COLUMNS = 64
 _MOST_BYTES = 1 << 20  # of keys a step: with values, both double-buffered, 4 MiB of a VMEM of which 16 are ours
-_NOTHING = float(jnp.finfo(jnp.float32).min)  # finite: exp(_NOTHING − _NOTHING) is 1, and never NaN
+
+
+def takes(k_BKSN, backend: Backend) -> bool:
+    """Whether the kernel for "splash", TPUs, or "cudnn", GPUs, reads these keys as they lie, and on this device."""
+    columns, width = k_BKSN.shape[2:]
+    if backend == "splash":
+        return columns % _LEAST_COLUMNS == 0 and width % 128 == 0
+    # Where a program is compiled for a GPU that is not here, no device has this attribute.
+    capability = [int(part) for part in getattr(jax.devices()[0], "compute_capability", "9.0").split(".")]
+    converts = k_BKSN.dtype != jnp.float8_e4m3fn or capability >= [8, 9]
+    return columns % _LEAST_COLUMNS == 0 and width in (64, 128) and converts
 
 
 def ragged_partial(
-    q_BKGN, k_BKSN, v_BKSN, lengths, *, k_scale_BKS=None, v_scale_BKS=None, spec: Spec | None = None,
-    interpret: bool | None = None,
+    q_BKGN, k_BKSN, v_BKSN, lengths, *, k_scale_BKS=None, v_scale_BKS=None, backend: Backend = "splash",
+    spec: Spec | None = None, interpret: bool | None = None,
 ) -> Partial:  # fmt: skip
     """Attention of each query row over the first `lengths` columns of its row of the cache, scores q·k / √N.
 
     Over no columns `out` and `total` are 0, and `top` is the most negative float32.
 
     `lengths` int32, between 0 and S, is [B], or [B, G] where the query rows see different numbers of columns, as
-    several new tokens do. Columns from a row's largest length on may hold anything, NaN too. S is a multiple of 64;
-    on a TPU an N that is none of 128 costs a copy of the cache. Products are taken in q's dtype (bfloat16 or float32)
-    and summed in float32, whatever the cache's own dtype; an int8 or float8 one needs its scales, one a column. `spec`
-    places the work on the current mesh, rows and heads apart. `interpret` None: everywhere but on a TPU. Raises
-    RrmError for what it cannot take.
+    several new tokens do. Columns from a row's largest length on may hold anything, NaN too. S is a multiple of 64.
+    Products are taken in q's dtype (bfloat16 or float32) and summed in float32, whatever the cache's own dtype; an int8
+    or float8 one needs its scales, one a column. `backend` is "splash" for the TPU's kernel, where an N that is no
+    multiple of 128 costs a copy of the cache, or "cudnn" for the GPU's, where N is a power of two. `spec` places the
+    work on the current mesh, rows and heads apart. `interpret` None: everywhere but on the kernel's own platform.
+    Raises RrmError for what it cannot take.
     """
     columns = k_BKSN.shape[2]
     if columns % _LEAST_COLUMNS:
@@ -56,7 +67,13 @@ def ragged_partial(
         )
     batch, _, rows, _ = q_BKGN.shape
     limits_BG = jnp.broadcast_to(lengths if lengths.ndim == 2 else lengths[:, None], (batch, rows))
-    run = functools.partial(_on_device, interpret=jax.default_backend() != "tpu" if interpret is None else interpret)
+    if interpret is None:
+        interpret = jax.default_backend() != ("gpu" if backend == "cudnn" else "tpu")
+    if backend == "cudnn":
+        from rrm_jax.models.ragged_attention_gpu import on_device as run
+    else:
+        run = _on_device
+    run = functools.partial(run, interpret=interpret)
     if spec is not None:
         cache, sums = spec(("batch", "kv_heads", None, None)), spec(("batch", "kv_heads", None))
         placed = (cache, cache, cache, spec(("batch", None)), *[sums] * len(scales))
@@ -140,7 +157,7 @@ def _kernel(row_I, block_I, filled_B, q_ref, limit_ref, k_ref, v_ref, *refs, blo
     @pl.when(start == 0)
     def _():
         out_ref[...] = jnp.zeros_like(out_ref)
-        top_ref[...] = jnp.full_like(top_ref, _NOTHING)
+        top_ref[...] = jnp.full_like(top_ref, LOWEST)
         total_ref[...] = jnp.zeros_like(total_ref)
 
     q, k, v = q_ref[0], k_ref[0].astype(q_ref.dtype), v_ref[0].astype(q_ref.dtype)
@@ -150,7 +167,7 @@ def _kernel(row_I, block_I, filled_B, q_ref, limit_ref, k_ref, v_ref, *refs, blo
     if k_scale_ref is not None:
         scores *= k_scale_ref[0]
     seen = start + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 2) < limit_ref[...]
-    scores = jnp.where(seen, scores, _NOTHING)
+    scores = jnp.where(seen, scores, LOWEST)
     top = jnp.maximum(top_ref[0], jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.where(seen, jnp.exp(scores - top), 0.0)
     shrink = jnp.exp(top_ref[0] - top)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rrm_jax.sampling.sampler import Sampler
 
 _PROMPT_BUCKET, _CACHE_BUCKET, _STOP_BUCKET, _SCRIPT_BUCKET = 32, 64, 8, 32  # the smallest ones
-_KERNEL_BUCKET = 128  # from which on all buckets are whole tiles of the TPU kernel
+_KERNEL_BUCKET = 128  # from which on all buckets are whole tiles of the kernels for TPUs and GPUs
 _PREFILL_TOKENS = 1024  # a chunk: enough to keep an accelerator busy, and decoding never waits longer
 
 
@@ -161,7 +161,7 @@ class GenerateCall:
         self.shared = Shared(self.shared.layers, hidden)
 
     def _smallest(self, columns: int) -> int:
-        return _KERNEL_BUCKET if self.sampler.options.attention == "splash" else columns
+        return columns if self.sampler.options.attention == "xla" else _KERNEL_BUCKET
 
     def _move(self, layers: list, source: np.ndarray, columns: int) -> None:
         for at, segment in enumerate(layers):  # one array at a time: only one is held twice

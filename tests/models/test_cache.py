@@ -132,8 +132,9 @@ def test_rows_are_taken_and_put_within_their_part(ways):
     np.testing.assert_array_equal(put[kept], np.asarray(x)[kept])
 
 
-def test_the_kernel_is_used_where_it_applies_and_agrees():
-    width, columns = 128, 64
+@pytest.mark.parametrize(("kernel", "width"), [("splash", 128), ("cudnn", 128), ("cudnn", 64)])
+def test_the_kernel_is_used_where_it_applies_and_agrees(kernel, width):
+    columns = 64
     q = normal(20, B, T, K * G, width)
     own, shared = (
         store(normal(seed, rows, K, columns, width), normal(seed + 1, rows, K, columns, width), jnp.int8)
@@ -147,9 +148,9 @@ def test_the_kernel_is_used_where_it_applies_and_agrees():
     def attend(window, backend):
         return attend_cached(jnp.asarray(q), own, shared, seen, window, backend)
 
-    np.testing.assert_allclose(attend(NO_WINDOW, "splash"), attend(NO_WINDOW, "xla"), atol=1e-5)
+    np.testing.assert_allclose(attend(NO_WINDOW, kernel), attend(NO_WINDOW, "xla"), atol=1e-5)
     uses = [
-        "pallas_call" in str(jax.make_jaxpr(lambda window=window: attend(window, "splash"))())
+        "pallas_call" in str(jax.make_jaxpr(lambda window=window: attend(window, kernel))())
         for window in (NO_WINDOW, 5)
     ]
     assert uses == [True, False]
