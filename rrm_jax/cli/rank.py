@@ -4,118 +4,204 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from rrm_jax.cli.backend import open_generator
 from rrm_jax.cli.judge_options import JudgeOptions, open_judge
 from rrm_jax.cli.loading import Progress, check_rows, warn
-from rrm_jax.cli.options import ModelOptions, Strict, with_options
+from rrm_jax.cli.options import ModelOptions, Strict, Verdicts, with_options
+from rrm_jax.data.answers import last_boxed
 from rrm_jax.data.jsonl import Reader
 from rrm_jax.data.records import Candidates, Unique, parse_candidates
 from rrm_jax.errors import RrmError
 
 if TYPE_CHECKING:
-    from rrm_jax.ranking.strategies import Elo, Knockout, Result
+    from rrm_jax.evaluation.ranking_report import Tournament
+    from rrm_jax.ranking.protocol import Result
+    from rrm_jax.ranking.tournament import Ranked
+
+
+@dataclasses.dataclass(frozen=True)
+class StrategyOptions:
+    """How the best is sought."""
+
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="round-robin: every pair; random:opponents=4; knockout, knockout:seeding=2; swiss, swiss:rounds=6; "
+            "adaptive: a knockout, then whoever may still be the best. n (n - 1) / 2, 4 n, n - 1, about n (log n) / 2 "
+            "and 4 n comparisons. rrm replay shows which one to use."
+        ),
+    ] = "round-robin"
+    rating: Annotated[
+        str | None,
+        typer.Option(
+            help="elo, elo-mean (over drawn orders of the games), points, bradley-terry or survived. [default: the "
+            "strategy's own]",
+            show_default=False,
+        ),
+    ] = None
+    budget: Annotated[int | None, typer.Option(min=1, help="Comparisons a query at most.")] = None
+    token_budget: Annotated[int | None, typer.Option(min=1, help="Judge's tokens a query, give or take a round.")] = (
+        None
+    )
+    stop: Annotated[
+        str | None,
+        typer.Option(
+            help="certain: when no remaining game can change the winner (round robin by points or elo); or a "
+            "probability: when the leader is the best with that much."
+        ),
+    ] = None
+    invalid: Annotated[
+        Literal["random", "draw"], typer.Option(help="A comparison without a winner is a random one's win, or a draw.")
+    ] = "random"
+    same_answer: Annotated[
+        Literal["compare", "given", "boxed"],
+        typer.Option(
+            help="given, boxed: do not compare candidates whose final answers, their `answers` or what they box last, "
+            "are the same."
+        ),
+    ] = "compare"
 
 
 @with_options
 def command(
     models: ModelOptions,
-    candidates: Annotated[Path, typer.Option(help="JSONL: id, query, responses [..], and optionally correct [bool].")],
-    out: Annotated[Path, typer.Option(help="JSONL of rankings. OUT.votes.jsonl and OUT.run.json stand beside it.")],
+    candidates: Annotated[
+        Path, typer.Option(help="JSONL: id, query, responses [..], and optionally correct [bool], answers [str].")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="JSONL of rankings. OUT.games.jsonl, .run.json, .votes.jsonl stand beside.")
+    ],
     judging: JudgeOptions,
-    strategy: Annotated[
-        str, typer.Option(help="elo (each pair once, n (n - 1) / 2 comparisons) or knockout (n - 1).")
-    ] = "elo",
-    invalid: Annotated[
-        str, typer.Option(help="A comparison without a winner is a random one's win (random) or a draw (elo only).")
-    ] = "random",
+    ranking: StrategyOptions,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Brackets, rating intervals and win matrices: .html (all queries) or .png (one)."),
+    ] = None,
+    show: Annotated[int, typer.Option(min=0, help="Queries whose ranking is printed as a table.")] = 3,
+    verdicts: Verdicts = None,
     strict: Strict = False,
 ) -> None:
     """Rank each query's candidate responses, and pick the best, by comparing them in pairs.
 
-    Each row of OUT is {id, best, ranking, ratings, comparisons, votes, tokens, invalid, invalid_votes, cut_off,
-    truncated_inputs, forced}: best and ranking (best first) are positions in responses, ratings are Elo ratings or the
-    rounds survived in the knockout, invalid counts comparisons without a winner. Every vote shows its pair in a random
-    order. Where rows have `correct`, the accuracy of what was picked is printed beside the mean candidate's and the
-    oracle's.
+    Each row of OUT is {id, best, ranking, ratings, strengths, low, high, comparisons, votes, tokens, invalid, spared,
+    ...}: best and ranking (best first) are positions in responses; strengths are Bradley-Terry's on Elo's scale with
+    95 % intervals; invalid counts comparisons without a winner, spared those of equal answers, which nobody judged.
+    OUT.games.jsonl has every comparison, for rrm replay. Every vote shows its pair in a random order. Where rows have
+    `correct`, the accuracy of what was picked is printed beside the mean candidate's and the oracle's.
 
     Killed and started again with the same settings it goes on where it was: every vote is kept in OUT.votes.jsonl as
-    it comes, and OUT is written in one piece at the end; a server that stays away ends the job with an error (exit code
-    2) and is never counted as a verdict. Malformed rows are reported and passed over (exit code 1).
+    it comes, or in a store that any strategies share (--verdicts), and OUT is written in one piece at the end; a server
+    that stays away ends the job with an error (exit code 2) and is never counted as a verdict. Malformed rows are
+    reported and passed over (exit code 1).
 
     \b
     Example:
       rrm rank --model runs/judge --candidates candidates.jsonl --out ranked.jsonl --strategy knockout --votes 3
+      rrm rank --model runs/judge --candidates candidates.jsonl --out best.jsonl --strategy adaptive --budget 40
       rrm rank --model runs/judge --backend http://localhost:8000 --backend-model rrm-7b \\
-        --candidates candidates.jsonl --out there.jsonl
+        --candidates candidates.jsonl --out there.jsonl --picture there.html
     """
+    from rrm_jax.evaluation.ranking_picture import picture_format, write_picture
+    from rrm_jax.evaluation.ranking_report import ranking_table, tournament_of
     from rrm_jax.evaluation.tournament import comparer
     from rrm_jax.judging.store import VoteLog
-    from rrm_jax.provenance import write_provenance
-    from rrm_jax.ranking.strategies import Item, run_tournaments
+    from rrm_jax.provenance import pinned
+    from rrm_jax.ranking.entry import parse_entry
+    from rrm_jax.ranking.protocol import Item
+    from rrm_jax.ranking.tournament import check_items, run_tournaments
 
-    plan = choose_strategy(strategy, invalid, judging.seed)
+    entry = parse_entry(
+        ranking.strategy, rating=ranking.rating, stop=ranking.stop, budget=ranking.budget, tokens=ranking.token_budget
+    )
+    if entry.votes != 1:
+        raise RrmError(f"{ranking.strategy!r}: the votes of a comparison are --votes here")
+    if picture:
+        picture_format(picture)
     rows: dict[str, Candidates] = {}
     skipped = check_rows(candidates, Unique(parse_candidates), strict, lambda row: rows.update({row.id: row}))
-    votes_path = out.with_name(out.name + ".votes.jsonl")
-    _refuse_to_overwrite(out, votes_path, rows, candidates)
-    progress = Progress("comparisons", sum(plan.most_comparisons(len(row.responses)) for row in rows.values()))
+    items = [Item(row.id, len(row.responses), answers_of(row, ranking.same_answer)) for row in rows.values()]
+    check_items(items, entry.strategy, entry.stop)
+    run_path = out.with_name(out.name + ".run.json")
+    _refuse_to_overwrite(out, run_path, rows, candidates)
+    progress = Progress("comparisons", sum(most_comparisons(entry, item.candidates) for item in items))
     judge = open_judge(open_generator(models, progress), judging)
-    settings = judge.settings | {"strategy": {"name": strategy, **dataclasses.asdict(plan)}}
+    settings = judge.settings | {"ranking": dataclasses.asdict(ranking)}
     started = time.perf_counter()
-    with VoteLog(votes_path, settings) as log:
-        inputs: dict[str, str | Path] = {"candidates": candidates}
-        write_provenance(out.with_name(out.name + ".run.json"), config=settings, seed=judging.seed, inputs=inputs)
+    store = verdicts or out.with_name(out.name + ".votes.jsonl")
+    inputs: dict[str, str | Path] = {"candidates": candidates}
+    with pinned(run_path, config=settings, seed=judging.seed, inputs=inputs), VoteLog(store, report=warn) as log:
         before = len(log)
         with progress:
-            items = [Item(row.id, len(row.responses)) for row in rows.values()]
-            results = run_tournaments(items, plan, comparer(judge, log, rows, progress.advance))
+            compare = comparer(judge, log, rows, progress.advance)
+            how = {"seed": judging.seed, "rating": entry.rating, "stop": entry.stop, "invalid": ranking.invalid}
+            ranked = run_tournaments(items, entry.strategy, compare, **how)
         drawn = len(log) - before
-    _write(out, results)
-    for line in summary(rows, results):
+        results = [one.result for one in ranked]
+        _write(out.with_name(out.name + ".games.jsonl"), _games(ranked))
+        _write(out, map(dataclasses.asdict, results))
+    reports = [tournament_of(one.result, rows[one.result.id].responses, one.rounds, ranking.strategy) for one in ranked]
+    for report in reports[:show]:
+        print("\n".join([f"query {report.id}", *ranking_table(report, most=16), ""]))
+    lines = summary(rows, results, reports)
+    if picture:
+        write_picture(picture, reports, f"Ranking by {ranking.strategy}", lines)
+    for line in lines:
         print(line)
-    print(f"{drawn} votes drawn now, {before} kept from before; {time.perf_counter() - started:.1f} s")
+    print(f"{drawn} votes drawn now, {before} in the store before; {time.perf_counter() - started:.1f} s")
     if skipped:
         warn(f"{skipped} malformed row(s) of {candidates} were skipped")
         raise typer.Exit(1)
 
 
-def choose_strategy(name: str, invalid: str, seed: int) -> "Elo | Knockout":
-    from rrm_jax.ranking.strategies import Elo, Knockout
-
-    if invalid not in ("random", "draw"):
-        raise RrmError(f"--invalid {invalid!r} is not one of random, draw")
-    if name == "elo":
-        return Elo(seed, "draw" if invalid == "draw" else "random")
-    if name != "knockout":
-        raise RrmError(f"--strategy {name!r} is not one of elo, knockout")
-    if invalid == "draw":
-        raise RrmError("--invalid draw: a knockout's comparison needs a winner; use --invalid random or --strategy elo")
-    return Knockout(seed)
+def answers_of(row: Candidates, rule: str) -> tuple[str | None, ...] | None:
+    if rule == "given" and row.answers is None:
+        raise RrmError(f"--same-answer given: row {row.id!r} has no field 'answers'")
+    if rule == "boxed":
+        return tuple(last_boxed(response) for response in row.responses)
+    return row.answers if rule == "given" else None
 
 
-def _refuse_to_overwrite(out: Path, votes_path: Path, ids: Iterable[str], candidates: Path) -> None:
+def most_comparisons(entry: Any, candidates: int) -> int:
+    most = entry.strategy.most_comparisons(candidates)
+    return most if entry.stop.budget is None else min(most, entry.stop.budget)
+
+
+def _refuse_to_overwrite(out: Path, run_path: Path, ids: Iterable[str], candidates: Path) -> None:
     """OUT is replaced as a whole, which must lose nothing but an older result of the same job."""
     if not out.is_file() or not out.stat().st_size:
         return
-    if not votes_path.is_file():
-        raise RrmError(f"{out} exists, but not {votes_path}, so it is not this job's; choose another --out")
+    if not run_path.is_file():
+        raise RrmError(f"{out} exists, but not {run_path}, so it is not this job's; choose another --out")
     lost = {row.get("id") for _, row in Reader(out, lambda row: row)} - set(ids)
     if lost:
         raise RrmError(f"{out} holds {len(lost)} row(s) whose ids are not in {candidates}; choose another --out")
 
 
-def _write(out: Path, results: Sequence["Result"]) -> None:
+def _games(ranked: Sequence["Ranked"]) -> Iterable[dict[str, Any]]:
+    for one in ranked:
+        met: dict[frozenset[int], int] = {}
+        for number, matches in enumerate(one.rounds, start=1):
+            for match in matches:
+                if match.outcome is None:
+                    continue
+                pair = frozenset((match.i, match.j))
+                met[pair] = met.get(pair, -1) + 1
+                place = {"id": one.result.id, "round": number, "i": match.i, "j": match.j, "meeting": met[pair]}
+                yield place | dataclasses.asdict(match.outcome)
+
+
+def _write(out: Path, rows: Iterable[dict[str, Any]]) -> None:
     unfinished = out.with_name(out.name + ".part")
     try:
         with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
-            for result in results:
-                file.write(json.dumps(dataclasses.asdict(result), ensure_ascii=False, separators=(",", ":")) + "\n")
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
         os.replace(unfinished, out)
     except OSError as error:
         raise RrmError(
@@ -123,19 +209,13 @@ def _write(out: Path, results: Sequence["Result"]) -> None:
         ) from None
 
 
-def summary(rows: dict[str, Candidates], results: Sequence["Result"]) -> list[str]:
+def summary(rows: Mapping[str, Candidates], results: Sequence["Result"], reports: Sequence["Tournament"]) -> list[str]:
     """The report, one fact a line; accuracies over the queries that say which of their responses are correct."""
+    from rrm_jax.evaluation.ranking_report import summary_lines
 
-    def total(field: str) -> int:
-        return sum(getattr(result, field) for result in results)
-
-    lines = [
-        f"queries ranked: {len(results)} ({sum(len(result.ranking) for result in results)} candidates)",
-        f"comparisons: {total('comparisons')} (without a winner: {total('invalid')})",
-        f"votes: {total('votes')} (invalid: {total('invalid_votes')}, cut off at the token limit: {total('cut_off')}, "
-        f"with inputs truncated: {total('truncated_inputs')}, forced by the thinking budget: {total('forced')}); "
-        f"{total('tokens')} tokens",
-    ]
+    count = len(results)
+    lines = [f"queries ranked: {count} ({sum(len(result.ranking) for result in results)} candidates)"]
+    lines += summary_lines(reports)
     labelled = [(correct, result.best) for result in results if (correct := rows[result.id].correct) is not None]
     if labelled:
         count = len(labelled)

@@ -20,12 +20,13 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """`correct[c]` says whether response c is right; None: unknown."""
+    """`correct[c]` says whether response c is right, `answers[c]` what its final answer is; None: unknown."""
 
     id: str
     query: str
     responses: tuple[str, ...]
     correct: tuple[bool, ...] | None = None
+    answers: tuple[str | None, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,12 @@ def parse_candidates(row: dict[str, Any]) -> Candidates:
         if not isinstance(correct, list) or len(correct) != count or not all(isinstance(c, bool) for c in correct):
             raise RowError(f"field 'correct' must be a list of {count} booleans, one for each response, or null")
         correct = tuple(correct)
-    return Candidates(_id(row), _text(row, "query"), checked, correct)
+    answers = row.get("answers")
+    if answers is not None:
+        if not isinstance(answers, list) or len(answers) != len(responses):
+            raise RowError(f"field 'answers' must be a list of {len(responses)}, one for each response, or null")
+        answers = tuple(None if x is None else _checked_text(x, f"answers[{at}]") for at, x in enumerate(answers))
+    return Candidates(_id(row), _text(row, "query"), checked, correct, answers)
 
 
 def parse_prompt(row: dict[str, Any]) -> Prompt:

@@ -1,4 +1,4 @@
-"""Where judging meets ranking: a judge as the answer to "compare i with j"."""
+"""Where judging meets ranking: a judge as the answer to "compare i with j", and the best of N in one call."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,7 +6,36 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from rrm_jax.data.records import Candidates, Pair
 from rrm_jax.judging.judge import Judge, Judgment
 from rrm_jax.judging.store import VoteLog
-from rrm_jax.ranking.strategies import Comparison, Outcome
+from rrm_jax.ranking.protocol import Comparison, Item, Outcome, Result
+
+
+def rank(
+    judge: Judge,
+    query: str,
+    candidates: Sequence[str],
+    strategy: str = "swiss",
+    *,
+    budget: int | None = None,
+    stop: str | None = None,
+    rating: str | None = None,
+    answers: Sequence[str | None] | None = None,
+    seed: int = 0,
+    log: VoteLog | None = None,
+) -> Result:
+    """The candidates' ranking by a judge: `.best` is the position of the best, `.ranking` of all, best first.
+
+    `strategy`, `rating` and `stop` as `rrm rank` takes them ("swiss:rounds=6", "bradley-terry", "certain" or 0.95);
+    `budget` is the most comparisons. Candidates whose `answers` are equal are not compared. Votes found in `log` are
+    not drawn again. Raises RrmError for no candidates, and for what is unknown.
+    """
+    from rrm_jax.ranking.entry import parse_entry
+    from rrm_jax.ranking.tournament import run_tournaments
+
+    entry = parse_entry(strategy, rating=rating, stop=stop, budget=budget)
+    row = Candidates("query", query, tuple(candidates))
+    item = Item(row.id, len(row.responses), None if answers is None else tuple(answers))
+    compare = comparer(judge, log, {row.id: row})
+    return run_tournaments([item], entry.strategy, compare, seed=seed, rating=entry.rating, stop=entry.stop)[0].result
 
 
 def comparer(
@@ -15,7 +44,8 @@ def comparer(
     """`run_tournaments`'s compare function; `judged` is called for each comparison.
 
     A comparison has one name whichever candidate is named first, so that strategies with the same seed that ask
-    for the same comparison get the same verdict. Texts of judgments are dropped as they come.
+    for the same comparison get the same verdict; those who meet again get new votes. Texts of judgments are dropped
+    as they come.
     """
 
     def pairs(comparisons: Sequence[Comparison]) -> Iterator[Pair]:
@@ -27,17 +57,20 @@ def comparer(
 
     def compare(comparisons: list[Comparison]) -> list[Outcome]:
         outcomes: dict[int, Outcome] = {}
-        for judgment in judge.judge(pairs(comparisons), log):
+        meeting = lambda pair: comparisons[int(pair.source)].meeting  # noqa: E731
+        for judgment in judge.judge(pairs(comparisons), log, meeting=meeting):
             at = int(judgment.pair.source)
-            outcomes[at] = _outcome(judgment, turned=comparisons[at].i > comparisons[at].j)
+            outcomes[at] = outcome_of(judgment, turned=comparisons[at].i > comparisons[at].j)
             judged()
         return [outcomes[at] for at in range(len(comparisons))]
 
     return compare
 
 
-def _outcome(judgment: Judgment, turned: bool) -> Outcome:
+def outcome_of(judgment: Judgment, turned: bool) -> Outcome:
+    """`turned`: the comparison's i is the pair's second response."""
     name: dict = {1: 2, 2: 1, None: None} if turned else {1: 1, 2: 2, None: None}
+    soft = judgment.soft_vote
     return Outcome(
         winner=name[judgment.winner],
         tokens=judgment.tokens,
@@ -45,4 +78,6 @@ def _outcome(judgment: Judgment, turned: bool) -> Outcome:
         cut_off=sum(vote.finish_reason == "length" for vote in judgment.votes),
         truncated_inputs=sum(vote.truncated_input for vote in judgment.votes),
         forced=sum(vote.forced for vote in judgment.votes),
+        orders=tuple((vote.order == "12") != turned for vote in judgment.votes),
+        probability=soft if soft is None or not turned else 1 - soft,
     )

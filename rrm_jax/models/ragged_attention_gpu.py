@@ -29,7 +29,7 @@ from rrm_jax.models.cache import LOWEST
 _BLOCK = 64  # columns a turn; in bfloat16 and 128 wide a program has 70 to 112 KiB on its way: two or three share an SM
 _FEWEST_ROWS, _MOST_ROWS = 16, 64  # of queries: what the tensor cores take at least, what registers hold
 _PROGRAMS = 1024  # some eight for each SM of an H200: rows are uneven, and the longest must not be left alone
-_LEAST_SHARE = 2  # blocks: below that starting and joining cost more than another program brings
+_LEAST_SHARE = 128  # columns: below that starting and joining cost more than another program brings
 
 
 def on_device(q_BKGN, k_BKSN, v_BKSN, limits_BG, *scales, interpret: bool) -> tuple[jax.Array, ...]:
@@ -40,7 +40,7 @@ def on_device(q_BKGN, k_BKSN, v_BKSN, limits_BG, *scales, interpret: bool) -> tu
     most, stages = (_MOST_ROWS, 3) if q_BKGN.dtype.itemsize == 2 else (_FEWEST_ROWS, 2)
     tile = min(max(pl.next_power_of_2(rows), _FEWEST_ROWS), most)
     tiles = pl.cdiv(rows, tile)
-    splits = _splits(batch * kv_heads * tiles, columns // _BLOCK)
+    splits = _splits(batch * kv_heads * tiles, columns, tile)
 
     def one_head(*shape):
         return pl.BlockSpec((None, None, *shape), lambda t, c, h, b: (b, h, *(0,) * len(shape)))
@@ -69,10 +69,13 @@ def on_device(q_BKGN, k_BKSN, v_BKSN, limits_BG, *scales, interpret: bool) -> tu
     return jnp.sum(out * weight[..., None], axis=2), best, jnp.sum(total * weight, axis=2)
 
 
-def _splits(programs: int, blocks: int) -> int:
-    """Into how many shares a row's blocks are cut: powers of two, as many as it takes to make enough programs."""
-    splits = 1
-    while splits * programs < _PROGRAMS and 2 * splits * _LEAST_SHARE <= blocks:
+def _splits(programs: int, columns: int, tile: int) -> int:
+    """Into how many shares a row's columns are cut: powers of two, as many as it takes to make enough programs.
+
+    A share's partial sums, `tile` float32 rows, stay well below the keys and values that it reads.
+    """
+    splits, least = 1, max(_LEAST_SHARE, 4 * tile)
+    while splits * programs < _PROGRAMS and 2 * splits * least <= columns:
         splits *= 2
     return splits
 

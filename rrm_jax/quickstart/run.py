@@ -28,7 +28,9 @@ from rrm_jax.models.decoder import Options
 from rrm_jax.models.params import init_params
 from rrm_jax.parallel.mesh import make_mesh, partition_spec
 from rrm_jax.quickstart import world
-from rrm_jax.ranking.strategies import Elo, Item, Knockout, run_tournaments
+from rrm_jax.ranking.protocol import Item
+from rrm_jax.ranking.strategies import Knockout, RoundRobin
+from rrm_jax.ranking.tournament import run_tournaments
 from rrm_jax.sampling.protocol import Decoding
 from rrm_jax.sampling.sampler import Sampler
 from rrm_jax.training.config import TrainConfig
@@ -186,14 +188,14 @@ def _best_of_n(directory: Path, seed: int) -> dict[str, dict[str, float]]:
         "majority of the answers": {"accuracy": _majority(list(rows.values())), "comparisons": 0.0},
     }
     strategies = {
-        "knockout": (Knockout(seed), 1),
-        "knockout, voting@5": (Knockout(seed), 5),
-        "Elo, round robin": (Elo(seed), 1),
+        "knockout": (Knockout(), 1),
+        "knockout, voting@5": (Knockout(), 5),
+        "Elo, round robin": (RoundRobin(), 1),
     }
     for name, (strategy, votes) in strategies.items():
         judge = _judge(directory, "grpo", _TEMPERATURES[0], seed=seed, votes=votes)
-
-        results = run_tournaments(items, strategy, comparer(judge, None, rows))
+        played = run_tournaments(items, strategy, comparer(judge, None, rows), seed=seed)
+        results = [one.result for one in played]
         ways[name] = {
             "accuracy": float(np.mean([right[at, result.best] for at, result in enumerate(results)])),
             "comparisons": float(np.mean([result.comparisons for result in results])),

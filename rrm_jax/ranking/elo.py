@@ -9,6 +9,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from rrm_jax.ranking.games import Games
+
 
 @functools.partial(jax.jit, static_argnames="num_candidates")
 def elo_ratings(
@@ -40,3 +42,26 @@ def elo_ratings(
     with jax.named_scope("elo"):
         offset_BC = jax.vmap(one_tournament)(first_BM, second_BM, score_BM.astype(dtype), mask_BM)
         return offset_BC + jnp.asarray(initial, dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("num_candidates", "orders"))
+def elo_over_orders(
+    games: Games, key_Q2, num_candidates: int, *, orders: int = 100, k=4.0, scale=400.0, initial=1000.0
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation [Q, C] of the ratings over random orders of the same games.
+
+    `key_Q2` uint32 is each tournament's random key; an order is addressed by (key, its number, the game's place).
+    """
+
+    def one(number):
+        def bits(data, mask_M):
+            key = jax.random.fold_in(jax.random.wrap_key_data(data, impl="threefry2x32"), number)
+            drawn = jax.vmap(lambda at: jax.random.bits(jax.random.fold_in(key, at)))(jnp.arange(len(mask_M)))
+            return jnp.argsort(jnp.where(mask_M, drawn >> 1, jnp.uint32(2**32 - 1)))
+
+        order_QM = jax.vmap(bits)(jnp.asarray(key_Q2), games.mask)
+        moved = Games(*(jnp.take_along_axis(jnp.asarray(x), order_QM, axis=-1) for x in games))
+        return elo_ratings(*moved, num_candidates, k=k, scale=scale, initial=initial)
+
+    ratings = jax.lax.map(one, jnp.arange(orders))
+    return jnp.mean(ratings, axis=0), jnp.std(ratings, axis=0)

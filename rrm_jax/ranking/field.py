@@ -61,7 +61,7 @@ def keys(field: Field, what: str, number=0) -> jax.Array:
 
 
 def bits_at(key, *places) -> jax.Array:
-    """Random bits, uint32, of one key at integer places (arrays of one shape); places are told apart by their values."""
+    """Random bits, uint32, of one key at integer places: arrays of one shape, whose values are what is addressed."""
     places = [jnp.asarray(place) for place in places]
 
     def one(*at):

@@ -1,288 +1,323 @@
-"""Which candidates to compare, and what the outcomes make of them. Knows only "compare i with j".
+"""Which candidates to compare next: round robin, random opponents, knockout, Swiss.
 
-A strategy plays the tournaments of many queries side by side: each round, the comparisons of all of them go to the
-judge together. It keeps no state of its own. What it asks next is a function of what has been played, and its random
-choices are hashes of (seed, item id, what is drawn), so a tournament comes out the same in any company and after
-any restart.
+Axes: Q tournaments, C candidates, M places for games, R of them in a round.
+
+A strategy is a pure function of what has been played, for any number of tournaments at once, so that a live judge, a
+recorded log and a simulator play the same tournaments. The places of the games array belong to rounds: round r's are
+r × R … (r + 1) × R − 1, whether each is played or not.
 """
 
 import dataclasses
-import hashlib
-import itertools
-import json
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+import math
+from typing import Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rrm_jax.errors import RrmError
-
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """A query by its id, and how many candidates it has: 0 … candidates − 1."""
-
-    id: str
-    candidates: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """Candidate `i` against candidate `j` of an item. The order says nothing about how a judge is shown them."""
-
-    item_id: str
-    i: int
-    j: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """`winner` is 1 (candidate i), 2 (candidate j), or None: no valid vote, or as many for one as for the other.
-
-    `votes` are the single votes behind it, in the same coding (None: invalid); `tokens` is what they cost. Of them
-    `cut_off` reached the token limit before they ended, `truncated_inputs` saw texts that were cut to fit,
-    and `forced` used up their thinking budget.
-    """
-
-    winner: Literal[1, 2] | None
-    tokens: int = 0
-    votes: tuple[Literal[1, 2] | None, ...] = ()
-    cut_off: int = 0
-    truncated_inputs: int = 0
-    forced: int = 0
-
-    def __post_init__(self):
-        if self.winner not in (1, 2, None):
-            raise ValueError(f"winner must be 1, 2 or None, not {self.winner!r}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Match:
-    """A comparison that has been judged."""
-
-    i: int
-    j: int
-    outcome: Outcome
-
-
-@dataclasses.dataclass(frozen=True)
-class Standing:
-    """`ranking` lists the candidates from best to worst; `ratings[c]` is candidate c's."""
-
-    ranking: tuple[int, ...]
-    ratings: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """One item's row. `invalid` counts comparisons without a winner; the votes' counts are sums over comparisons."""
-
-    id: str
-    best: int
-    ranking: tuple[int, ...]
-    ratings: tuple[float, ...]
-    comparisons: int
-    votes: int
-    tokens: int
-    invalid: int
-    invalid_votes: int
-    cut_off: int
-    truncated_inputs: int
-    forced: int
+from rrm_jax.ranking.field import Field, Pairs, bits_at, candidate_bits, keys, real
+from rrm_jax.ranking.games import Games, points, tally
 
 
 class Strategy(Protocol):
-    def propose(self, item: Item, played: Sequence[Match]) -> list[tuple[int, int]]:
-        """The pairs (i, j) of the item's next round, given all it has played so far in that order; [] at the end."""
+    """Frozen and hashable: jitted programs are kept by strategy. `rating` names the aggregator that goes with it."""
+
+    @property
+    def rating(self) -> str: ...
+
+    def shape(self, candidates: int) -> tuple[int, int]:
+        """The most rounds that tournaments of up to so many candidates take, and the most games of a round."""
         ...
 
     def most_comparisons(self, candidates: int) -> int:
-        """The most that an item can need."""
+        """The most that one tournament can need."""
         ...
 
-    def standings(self, items: Sequence[Item], played: Sequence[Sequence[Match]]) -> list[Standing]:
-        """The final result of every item: all at once, so that ratings can be vectorised."""
+    def propose(self, field: Field, games: Games, round_number, num_candidates: int) -> Pairs:
+        """The pairs of round `round_number` (from 0; traced), given the games before it; none once it is over."""
         ...
-
-
-def address(seed: int, item_id: str, *what: str | int) -> int:
-    """64 random bits that belong to (seed, item id, what is drawn), whatever else is drawn and on any machine."""
-    key = json.dumps([seed, item_id, *what]).encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
-
-
-def shuffled[T](values: Sequence[T], seed: int, item_id: str, what: str) -> list[T]:
-    """A uniformly random order of `values`. Raw Philox words are what NumPy keeps the same in every version."""
-    words = np.random.Philox(key=address(seed, item_id, what)).random_raw(len(values))
-    return [values[at] for at in np.argsort(words, kind="stable")]
-
-
-def _winner(match: Match, seed: int, item_id: str) -> int:
-    """1 or 2; where the outcome has no winner, a coin that belongs to the pair."""
-    return match.outcome.winner or 1 + address(seed, item_id, "coin", match.i, match.j) % 2
-
-
-def _standing(ratings: Sequence[float], seed: int, item_id: str) -> Standing:
-    """Sorted by rating; equal ratings in an order drawn for the item, which favours no position in the list."""
-    drawn = shuffled(range(len(ratings)), seed, item_id, "ties")
-    return Standing(tuple(sorted(drawn, key=lambda c: -ratings[c])), tuple(ratings))
 
 
 @dataclasses.dataclass(frozen=True)
-class Elo:
-    """Round robin: each of the n (n − 1) / 2 pairs once, in one round, rated by sequential Elo in a drawn game order.
+class RoundRobin:
+    """Each of the n (n − 1) / 2 pairs once, in a drawn order; the paper's Elo study (docs/method.md).
 
-    A comparison without a winner counts as a random one's win (`invalid="random"`, as in the paper's MATH study) or
-    as a draw.
+    In one round, or, with `in_rounds`, in n − 1 (n odd: n) rounds in which everybody plays once, so that a tournament
+    can end when its winner is certain. `prune` leaves out games between two that can't win any more by points.
     """
 
-    seed: int = 0
-    invalid: Literal["random", "draw"] = "random"
-    k: float = 4.0
-    scale: float = 400.0
-    initial: float = 1000.0
+    in_rounds: bool = False
+    prune: bool = False
+    rating: str = "elo"
 
-    def propose(self, item: Item, played: Sequence[Match]) -> list[tuple[int, int]]:
-        if played:
-            return []
-        return shuffled(list(itertools.combinations(range(item.candidates), 2)), self.seed, item.id, "games")
+    def shape(self, candidates: int) -> tuple[int, int]:
+        if not self.in_rounds:
+            return 1, max(self.most_comparisons(candidates), 1)
+        return max(candidates - 1 + candidates % 2, 1), max(candidates // 2, 1)
 
     def most_comparisons(self, candidates: int) -> int:
         return candidates * (candidates - 1) // 2
 
-    def _score(self, match: Match, item_id: str) -> float:
-        if match.outcome.winner is None and self.invalid == "draw":
-            return 0.5
-        return 1.0 if _winner(match, self.seed, item_id) == 1 else 0.0
+    def propose(self, field: Field, games: Games, round_number, num_candidates: int) -> Pairs:
+        if not self.in_rounds:
+            return _all_pairs(field, num_candidates)
+        pairs = _circle(field, round_number, num_candidates)
+        if not self.prune:
+            return pairs
+        out_QC = ~could_win(field, games, num_candidates)
+        both = take(out_QC, pairs.first) & take(out_QC, pairs.second)
+        return pairs._replace(mask=pairs.mask & ~both)
 
-    def standings(self, items: Sequence[Item], played: Sequence[Sequence[Match]]) -> list[Standing]:
-        from rrm_jax.ranking.elo import elo_ratings
 
-        shape = (len(items), max(len(matches) for matches in played))
-        first, second = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        score, mask = np.zeros(shape, np.float32), np.zeros(shape, bool)
-        for row, (item, matches) in enumerate(zip(items, played, strict=True)):
-            for at, match in enumerate(matches):
-                first[row, at], second[row, at], mask[row, at] = match.i, match.j, True
-                score[row, at] = self._score(match, item.id)
-        most = max(item.candidates for item in items)
-        ratings = elo_ratings(first, second, score, mask, most, k=self.k, scale=self.scale, initial=self.initial)
-        return [
-            _standing(row[: item.candidates], self.seed, item.id)
-            for item, row in zip(items, np.asarray(ratings).tolist(), strict=True)
-        ]
+def could_win(field: Field, games: Games, num_candidates: int) -> jax.Array:
+    """Who may still have the most points at the end of a round robin, alone or with others: bool [Q, C]."""
+    tallies = tally(games, num_candidates)
+    played_QC = jnp.sum(tallies.count, -1) + jnp.sum(tallies.count, -2)
+    points_QC = jnp.where(real(field, num_candidates), points(tallies), -1)
+    left_QC = jnp.asarray(field.count)[:, None] - 1 - played_QC
+    return real(field, num_candidates) & (points_QC + left_QC >= jnp.max(points_QC, axis=-1, keepdims=True))
+
+
+def _all_pairs(field: Field, num_candidates: int) -> Pairs:
+    first, second = (np.asarray(x, np.int32) for x in np.triu_indices(num_candidates, 1))
+    if not len(first):
+        first = second = np.zeros(1, np.int32)
+    bits_QR = jax.vmap(lambda key: bits_at(key, first * 65536 + second))(keys(field, "games"))
+    here_QR = (second < jnp.asarray(field.count)[:, None]) & (first < second)
+    order_QR = jnp.argsort(jnp.where(here_QR, bits_QR >> 1, jnp.uint32(2**32 - 1)), axis=-1)
+    return Pairs(jnp.asarray(first)[order_QR], jnp.asarray(second)[order_QR], take(here_QR, order_QR))
+
+
+def _circle(field: Field, round_number, num_candidates: int) -> Pairs:
+    """The circle method: one stays, the others move on by one place each round."""
+    order_QC = jnp.argsort(candidate_bits(field, num_candidates, "circle"), axis=-1).astype(jnp.int32)
+    place_R = jnp.arange(max(num_candidates // 2, 1), dtype=jnp.int32)
+
+    def one(count, order_C):
+        moving = jnp.maximum(count + count % 2 - 1, 1)
+        first_R, second_R = (round_number + place_R) % moving, (round_number - place_R) % moving
+        second_R = jnp.where(place_R == 0, moving, second_R)
+        here_R = (round_number < moving) & (2 * place_R < moving) & (first_R < count) & (second_R < count)
+        most = num_candidates - 1
+        return Pairs(order_C[first_R], order_C[jnp.minimum(second_R, most)], here_R)
+
+    return jax.vmap(one)(jnp.asarray(field.count), order_QC)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomOpponents:
+    """Every candidate meets `opponents` distinct random others, all in one round: n × opponents games in a drawn order.
+
+    The paper's reward for RL has 4 (docs/method.md). Two that have drawn each other meet twice.
+    """
+
+    opponents: int = 4
+    rating: str = "elo"
+
+    def __post_init__(self):
+        if self.opponents < 1:
+            raise RrmError(f"opponents must be 1 at least, not {self.opponents}")
+
+    def shape(self, candidates: int) -> tuple[int, int]:
+        return 1, max(self.most_comparisons(candidates), 1)
+
+    def most_comparisons(self, candidates: int) -> int:
+        return candidates * min(self.opponents, candidates - 1)
+
+    def propose(self, field: Field, games: Games, round_number, num_candidates: int) -> Pairs:
+        each = max(min(self.opponents, num_candidates - 1), 1)
+        mine, theirs = (x.astype(np.int32) for x in np.divmod(np.arange(num_candidates**2), num_candidates))
+
+        def one(count, drawing, ordering):
+            bits = bits_at(drawing, mine, theirs) >> 1
+            bits = jnp.where((mine < count) & (theirs < count) & (mine != theirs), bits, jnp.uint32(2**32 - 1))
+            drawn = jnp.argsort(bits.reshape(num_candidates, num_candidates), axis=-1)[:, :each].astype(jnp.int32)
+            first, place = (x.astype(np.int32) for x in np.divmod(np.arange(num_candidates * each), each))
+            here = (first < count) & (place < count - 1)
+            order = jnp.argsort(jnp.where(here, bits_at(ordering, first, place) >> 1, jnp.uint32(2**32 - 1)))
+            return Pairs(jnp.asarray(first)[order], drawn.ravel()[order], here[order])
+
+        return jax.vmap(one)(jnp.asarray(field.count), keys(field, "opponents"), keys(field, "games"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Knockout:
-    """Single elimination in a drawn bracket: n − 1 comparisons in ⌈log₂ n⌉ rounds.
+    """Single elimination: n − 1 comparisons in ⌈log₂ n⌉ rounds.
 
-    Neighbours in the bracket meet, and winners keep their order. In a round with an odd count one candidate, drawn
-    from those that have had none, gets a bye. A comparison without a winner is decided by a coin. A candidate's
-    rating is the number of rounds it survived, so those knocked out in the same round are equal.
+    The order of the bracket is drawn; neighbours meet, and winners keep their order. In a round with an odd number one
+    candidate, drawn from those that have had none, gets a bye. A comparison without a winner is decided by a coin. The
+    rating "survived" is the number of rounds that a candidate survived; those knocked out together are equal.
 
-    `bracket` fixes the first round's order for every item: the PPE study of the paper uses one for all its queries.
+    `bracket` gives the order for every tournament instead: the paper's PPE study uses one for all its queries.
+    `seeding` plays so many Swiss rounds first, and has the bracket follow their Bradley–Terry ratings: the best meets
+    the worst, and has the bye.
     """
 
-    seed: int = 0
     bracket: tuple[int, ...] | None = None
+    seeding: int = 0
+    rating: str = "survived"
 
-    def propose(self, item: Item, played: Sequence[Match]) -> list[tuple[int, int]]:
-        return self._replay(item, played)[0]
+    def __post_init__(self):
+        if self.bracket is not None and sorted(self.bracket) != list(range(len(self.bracket))):
+            raise RrmError(f"a bracket of {len(self.bracket)} candidates must list each of 0 … once")
+        if self.seeding < 0 or (self.seeding and self.bracket is not None):
+            raise RrmError("seeding is a number of rounds, and a given bracket has none")
+
+    def shape(self, candidates: int) -> tuple[int, int]:
+        return self.seeding + knockout_rounds(candidates), max(candidates // 2, 1)
 
     def most_comparisons(self, candidates: int) -> int:
-        return candidates - 1
+        return candidates - 1 + self.seeding * (candidates // 2)
 
-    def standings(self, items: Sequence[Item], played: Sequence[Sequence[Match]]) -> list[Standing]:
-        return [
-            _standing([float(rounds) for rounds in self._replay(item, matches)[1]], self.seed, item.id)
-            for item, matches in zip(items, played, strict=True)
-        ]
+    def propose(self, field: Field, games: Games, round_number, num_candidates: int) -> Pairs:
+        if not self.seeding:
+            order = candidate_bits(field, num_candidates, "bracket")
+            if self.bracket is not None:
+                places = np.pad(np.argsort(self.bracket), (0, num_candidates - len(self.bracket)))
+                order = jnp.broadcast_to(places, order.shape).astype(jnp.uint32)
+            return knockout_round(field, games, round_number, num_candidates, order)
 
-    def _replay(self, item: Item, played: Sequence[Match]) -> tuple[list[tuple[int, int]], list[int]]:
-        """The pairs of the first round that is not in `played`, and the rounds each candidate has survived."""
-        alive = self._first_order(item)
-        survived, had_bye = [0] * item.candidates, set()
-        left, round_number = iter(played), 0
-        while True:
-            bye = []
-            if len(alive) % 2 and len(alive) > 1:
-                fresh = [c for c in alive if c not in had_bye] or alive
-                bye = [fresh[address(self.seed, item.id, "bye", round_number) % len(fresh)]]
-                had_bye.update(bye)
-            playing = [c for c in alive if c not in bye]
-            pairs = list(zip(playing[::2], playing[1::2], strict=False))
-            matches = list(itertools.islice(left, len(pairs)))
-            if not matches:
-                return pairs, survived
-            if [(match.i, match.j) for match in matches] != pairs:
-                raise ValueError(f"item {item.id!r}: what was played is not this bracket's round {round_number + 1}")
-            alive = [(m.i, m.j)[_winner(m, self.seed, item.id) - 1] for m in matches] + bye
-            for candidate in alive:
-                survived[candidate] += 1
-            round_number += 1
+        def bracket() -> Pairs:
+            from rrm_jax.ranking.bradley_terry import fit
 
-    def _first_order(self, item: Item) -> list[int]:
-        if self.bracket is None:
-            return shuffled(range(item.candidates), self.seed, item.id, "bracket")
-        if sorted(self.bracket) != list(range(item.candidates)):
-            raise RrmError(
-                f"the given bracket orders {len(self.bracket)} candidates, item {item.id!r} has {item.candidates}; "
-                f"it must list each of 0 … {item.candidates - 1} once"
-            )
-        return list(self.bracket)
+            places = self.seeding * max(num_candidates // 2, 1)
+            theta_QC = fit(tally(part(games, 0, places), num_candidates), field.count).theta
+            drawn = jnp.argsort(candidate_bits(field, num_candidates, "bracket"), axis=-1)
+            best_first = jnp.argsort(-take(jnp.where(real(field, num_candidates), theta_QC, -jnp.inf), drawn), axis=-1)
+            seeds = jnp.argsort(take(drawn, best_first), axis=-1).astype(jnp.uint32)
+            later = part(games, places, games.mask.shape[1])
+            return knockout_round(field, later, round_number - self.seeding, num_candidates, seeds, seeded=True)
+
+        swiss = lambda: swiss_round(field, games, round_number, num_candidates)  # noqa: E731
+        return jax.lax.cond(round_number < self.seeding, swiss, bracket)
 
 
-def run_tournaments(
-    items: Sequence[Item],
-    strategy: Strategy,
-    compare: Callable[[list[Comparison]], Sequence[Outcome]],
-) -> list[Result]:
-    """Plays every item's tournament; one Result per item, in their order.
-
-    `compare` judges one round of all items together and answers in the order it was asked. An item with one
-    candidate needs no comparison. Raises RrmError for an item without candidates and for an id that comes twice.
-    """
-    _check(items)
-    played: list[list[Match]] = [[] for _ in items]
-    open_items = list(range(len(items)))
-    while open_items:
-        rounds = {at: strategy.propose(items[at], played[at]) for at in open_items}
-        open_items = [at for at in open_items if rounds[at]]
-        asked = [Comparison(items[at].id, i, j) for at in open_items for i, j in rounds[at]]
-        if not asked:
-            break
-        answers = iter(zip(asked, compare(asked), strict=True))
-        for at in open_items:
-            for comparison, outcome in itertools.islice(answers, len(rounds[at])):
-                played[at].append(Match(comparison.i, comparison.j, outcome))
-    standings = strategy.standings(items, played) if items else []
-    return [_result(*row) for row in zip(items, standings, played, strict=True)]
+def knockout_rounds(candidates: int) -> int:
+    return max(math.ceil(math.log2(max(candidates, 1))), 1)
 
 
-def _check(items: Sequence[Item]) -> None:
-    seen = set()
-    for item in items:
-        if item.candidates < 1:
-            raise RrmError(f"item {item.id!r} has no candidates to rank")
-        if item.id in seen:
-            raise RrmError(f"item id {item.id!r} appears twice; ids address the tournaments and must be unique")
-        seen.add(item.id)
-
-
-def _result(item: Item, standing: Standing, matches: Sequence[Match]) -> Result:
-    outcomes = [match.outcome for match in matches]
-    return Result(
-        id=item.id,
-        best=standing.ranking[0],
-        ranking=standing.ranking,
-        ratings=standing.ratings,
-        comparisons=len(outcomes),
-        votes=sum(len(outcome.votes) for outcome in outcomes),
-        tokens=sum(outcome.tokens for outcome in outcomes),
-        invalid=sum(outcome.winner is None for outcome in outcomes),
-        invalid_votes=sum(outcome.votes.count(None) for outcome in outcomes),
-        cut_off=sum(outcome.cut_off for outcome in outcomes),
-        truncated_inputs=sum(outcome.truncated_inputs for outcome in outcomes),
-        forced=sum(outcome.forced for outcome in outcomes),
+def first_wins(field: Field, games: Games) -> jax.Array:
+    """Whether a game goes to the one named first, bool [Q, M]: a tie by a coin that belongs to the pair."""
+    tie_QM = jnp.asarray(games.score) == 0.5
+    coin_QM = jax.lax.cond(
+        jnp.any(tie_QM & games.mask),
+        lambda: jax.vmap(bits_at)(keys(field, "coin"), games.first, games.second) >> 31 == 1,
+        lambda: jnp.zeros(tie_QM.shape, bool),
     )
+    return jnp.where(tie_QM, coin_QM, jnp.asarray(games.score) > 0.5)
+
+
+def losses(field: Field, games: Games, num_candidates: int) -> tuple[jax.Array, jax.Array]:
+    """How often each candidate played and lost, int32 [Q, C] each."""
+    loser_QM = jnp.where(first_wins(field, games), games.second, games.first)
+    zeros = jnp.zeros((num_candidates,), jnp.int32)
+
+    def one(first, second, loser, mask):
+        times = mask.astype(jnp.int32)
+        return zeros.at[first].add(times).at[second].add(times), zeros.at[loser].add(times)
+
+    return jax.vmap(one)(games.first, games.second, loser_QM, games.mask)
+
+
+def knockout_round(field, games: Games, round_number, num_candidates: int, order_QC, *, seeded: bool = False) -> Pairs:
+    """The pairs of a bracket's round, whose games so far are `games`; the bracket has its candidates by `order_QC`."""
+    played_QC, lost_QC = losses(field, games, num_candidates)
+    alive_QC = real(field, num_candidates) & (lost_QC == 0)
+    left_Q = jnp.sum(alive_QC, axis=-1)
+    fresh_QC = alive_QC & (played_QC == round_number)  # who has played in every round has had no bye
+    pool_QC = jnp.where(jnp.any(fresh_QC, axis=-1, keepdims=True), fresh_QC, alive_QC)
+    chance_QC = order_QC if seeded else candidate_bits(field, num_candidates, "bye", round_number)
+    chance_QC = jnp.where(pool_QC, chance_QC, jnp.uint32(2**32 - 1))
+    bye_QC = (jnp.arange(num_candidates) == jnp.argmin(chance_QC, axis=-1)[:, None]) & (left_Q % 2 == 1)[:, None]
+    playing_QC = alive_QC & ~bye_QC
+    in_order_QC = jnp.argsort(jnp.where(playing_QC, order_QC, jnp.uint32(2**32 - 1)), axis=-1).astype(jnp.int32)
+    number_Q = jnp.sum(playing_QC, axis=-1)[:, None]
+    place_R = jnp.arange(max(num_candidates // 2, 1))
+    if num_candidates == 1:
+        in_order_QC = jnp.pad(in_order_QC, ((0, 0), (0, 1)))
+    if seeded:
+        first = in_order_QC[:, : len(place_R)]
+        second = take(in_order_QC, jnp.clip(number_Q - 1 - place_R, 0, num_candidates - 1))
+    else:
+        first, second = in_order_QC[:, 0 : 2 * len(place_R) : 2], in_order_QC[:, 1 : 2 * len(place_R) : 2]
+    return Pairs(first, second, 2 * place_R + 1 < number_Q)
+
+
+def survived(field: Field, games: Games, num_candidates: int, seeding: int = 0) -> jax.Array:
+    """The rounds that each candidate survived in a knockout, float32 [Q, C], the Swiss rounds before it not counted."""
+    per_round = max(num_candidates // 2, 1)
+    games = part(games, seeding * per_round, games.mask.shape[1])
+    loser_QM = jnp.where(first_wins(field, games), games.second, games.first)
+    round_M = jnp.arange(games.mask.shape[1]) // per_round
+    rounds_Q = jnp.max(jnp.where(games.mask, round_M + 1, 0), axis=-1)
+
+    def one(loser, mask, rounds):
+        return jnp.full((num_candidates,), rounds).at[loser].min(jnp.where(mask, round_M, rounds))
+
+    return jax.vmap(one)(loser_QM, games.mask, rounds_Q).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Swiss:
+    """`rounds` rounds in which those meet who have about as many points, from the top down.
+
+    Nobody meets an old opponent while a new one is left: towards the end of a round that may no longer be so.
+    With an odd number the one who sits out is the last of those that have played most. 0 rounds: ⌈log₂ n⌉ + 2.
+    """
+
+    rounds: int = 0
+    rating: str = "bradley-terry"
+
+    def shape(self, candidates: int) -> tuple[int, int]:
+        return self.rounds or knockout_rounds(candidates) + 2, max(candidates // 2, 1)
+
+    def most_comparisons(self, candidates: int) -> int:
+        return self.shape(candidates)[0] * (candidates // 2)
+
+    def propose(self, field: Field, games: Games, round_number, num_candidates: int) -> Pairs:
+        pairs = swiss_round(field, games, round_number, num_candidates)
+        own_Q = jnp.asarray([self.shape(n)[0] for n in range(num_candidates + 1)])[field.count]
+        return pairs._replace(mask=pairs.mask & (round_number < own_Q)[:, None])
+
+
+def swiss_round(field: Field, games: Games, round_number, num_candidates: int) -> Pairs:
+    tallies = tally(games, num_candidates)
+    met_QCC = tallies.count + jnp.swapaxes(tallies.count, -1, -2)
+    played_QC = jnp.sum(met_QCC, axis=-1)
+    points_QC = points(tallies)
+    bits_QC = candidate_bits(field, num_candidates, "swiss", round_number)
+    real_QC = real(field, num_candidates)
+
+    def one(count, points_C, played_C, met_CC, bits_C, real_C):
+        # Best first, equals in a drawn order; who sits out is left out beforehand.
+        by_rank_C = jnp.lexsort((bits_C, -points_C, ~real_C))
+        last = jnp.lexsort((bits_C, points_C, -played_C, ~real_C))[0]
+        free_C = real_C & ~((jnp.arange(num_candidates) == last) & (count % 2 == 1))
+        rank_C = jnp.argsort(by_rank_C)
+
+        def pick(free_C, _):
+            # Who has one new opponent left comes first, lest another takes it.
+            new_C = jnp.sum(free_C & (met_CC == 0) & ~jnp.eye(num_candidates, dtype=bool), axis=1)
+            one = jnp.argmin(jnp.where(free_C, rank_C - num_candidates * (new_C <= 1), num_candidates))
+            others_C = free_C & (jnp.arange(num_candidates) != one)
+            distance_C = jnp.abs(points_C - points_C[one]) + 1e4 * met_CC[one] + rank_C / (2.0 * num_candidates)
+            two = jnp.argmin(jnp.where(others_C, distance_C, jnp.inf))
+            here = jnp.any(others_C)
+            free_C = free_C & (jnp.arange(num_candidates) != one) & (jnp.arange(num_candidates) != two)
+            return free_C, Pairs(one.astype(jnp.int32), two.astype(jnp.int32), here)
+
+        return jax.lax.scan(pick, free_C, None, length=max(num_candidates // 2, 1))[1]
+
+    return jax.vmap(one)(jnp.asarray(field.count), points_QC, played_QC, met_QCC, bits_QC, real_QC)
+
+
+def take(x_QC, index_QR) -> jax.Array:
+    return jnp.take_along_axis(x_QC, index_QR, axis=-1)
+
+
+def part(games: Games, start: int, end: int) -> Games:
+    """The places from `start` to `end`; at least one, so that no array is empty."""
+    if start >= end:
+        return Games(*(jnp.zeros_like(x[:, :1]) for x in games))
+    return Games(*(x[:, start:end] for x in games))

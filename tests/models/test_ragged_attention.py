@@ -122,10 +122,13 @@ def test_the_grid_holds_the_filled_blocks_and_no_others():
     assert np.asarray(block).max() < 4
 
 
-@pytest.mark.parametrize(("programs", "blocks", "splits"), [(256, 32, 4), (32, 32, 16), (32, 3, 1), (2048, 64, 1)])
-def test_rows_are_split_until_they_fill_a_gpu(programs, blocks, splits):
-    """7B: 64 rows × 4 heads, 8 prompts × 4 heads; never below two blocks a share."""
-    assert _splits(programs, blocks) == splits
+@pytest.mark.parametrize(
+    ("programs", "columns", "tile", "splits"),
+    [(256, 2048, 16, 4), (32, 2048, 16, 16), (32, 2048, 64, 8), (32, 192, 16, 1), (2048, 4096, 16, 1)],
+)
+def test_rows_are_split_until_they_fill_a_gpu(programs, columns, tile, splits):
+    """7B: 64 rows × 4 heads, 8 prompts × 4 heads; a share never falls below 128 columns, or 4 a query row."""
+    assert _splits(programs, columns, tile) == splits
 
 
 @of_both

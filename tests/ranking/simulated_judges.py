@@ -2,7 +2,12 @@
 
 import random
 
-from rrm_jax.ranking.strategies import Comparison, Outcome
+from rrm_jax.ranking.protocol import Comparison, Item, Outcome, Result
+from rrm_jax.ranking.tournament import run_tournaments
+
+
+def results_of(items: list[Item], strategy, compare, **how) -> list[Result]:
+    return [one.result for one in run_tournaments(items, strategy, compare, **how)]
 
 
 class Simulated:

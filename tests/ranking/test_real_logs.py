@@ -5,9 +5,11 @@ import itertools
 import json
 
 import pytest
-from simulated_judges import Simulated
+from simulated_judges import Simulated, results_of
 
-from rrm_jax.ranking.strategies import Comparison, Elo, Item, Knockout, Outcome, run_tournaments
+from rrm_jax.ranking.adaptive import Adaptive
+from rrm_jax.ranking.protocol import Comparison, Item, Outcome
+from rrm_jax.ranking.strategies import Knockout, RoundRobin
 
 QUERIES, CANDIDATES = 512, 32
 
@@ -48,7 +50,7 @@ def test_the_released_knockout_log_replays_link_by_link(real_data):
     assert len(released_bracket) == 5
     replay = Replay(log)
     items = [Item(str(query), CANDIDATES) for query in range(QUERIES)]
-    results = run_tournaments(items, Knockout(bracket=bracket), replay)
+    results = results_of(items, Knockout(bracket=bracket), replay)
     assert replay.round == 5
     assert replay.asked == 31 * QUERIES == sum(result.comparisons for result in results)
     assert [result.best for result in results] == log["round_5"]["0"]["winner"]
@@ -63,7 +65,9 @@ def test_the_released_elo_schedule_is_our_round_robin(real_data):
     """The released study lists which pairs of 8 candidates were judged, five times over, but not who won, so its
     ratings cannot be recomputed. Code abc: pass a, shown as b against c."""
     schedule = load(real_data / "rrm_official" / "math_elo_match_schedule.json")["7b"]
-    ours = Elo().propose(Item("any", 8), [])
+    judge = Simulated({"any": list(range(8))})
+    results_of([Item("any", 8)], RoundRobin(), judge)
+    ours = [(comparison.i, comparison.j) for comparison in judge.asked]
     assert all(sorted(divmod(code % 100, 10)) == [i, j] for code, i, j in schedule)
     for number in range(1, 5):
         theirs = [(i, j) for code, i, j in schedule if code // 100 == number]
@@ -80,11 +84,21 @@ def correctness_of(real_data, name):
 
 
 @pytest.mark.parametrize(("name", "shape"), [("qwen_math_bon8", (100, 8)), ("gsm8k", (1319, 4))])
-@pytest.mark.parametrize("strategy", [Elo(), Elo(invalid="draw"), Knockout()], ids=["elo", "elo-draw", "knockout"])
-def test_a_perfect_judge_reaches_the_oracle_and_a_contrary_one_the_opposite(real_data, name, shape, strategy):
+@pytest.mark.parametrize(
+    ("strategy", "invalid"),
+    [
+        (RoundRobin(), "random"),
+        (RoundRobin(), "draw"),
+        (Knockout(), "random"),
+        (RoundRobin(rating="points"), "draw"),
+        (Adaptive(), "draw"),
+    ],
+    ids=["elo", "elo-draw", "knockout", "points", "adaptive"],
+)
+def test_a_perfect_judge_reaches_the_oracle_and_a_contrary_one_the_opposite(real_data, name, shape, strategy, invalid):
     correct = correctness_of(real_data, name)
     assert (len(correct), *{len(values) for values in correct.values()}) == shape
     items = [Item(id, shape[1]) for id in correct]
     for accuracy, whole in ((1.0, any), (0.0, all)):
-        results = run_tournaments(items, strategy, Simulated(correct, accuracy=accuracy))
+        results = results_of(items, strategy, Simulated(correct, accuracy=accuracy), invalid=invalid)
         assert [correct[result.id][result.best] for result in results] == [whole(v) for v in correct.values()]

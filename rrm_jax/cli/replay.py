@@ -1,0 +1,123 @@
+"""`rrm replay`: which strategy to use, found out without a model."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rrm_jax.cli.loading import Progress
+from rrm_jax.errors import RrmError
+
+if TYPE_CHECKING:
+    from rrm_jax.ranking.entry import Entry
+    from rrm_jax.ranking.replay import Curve
+
+_STRATEGIES = "round-robin,knockout,knockout:votes=3,random,swiss,adaptive"
+
+
+def command(
+    out: Annotated[Path, typer.Option(help="A folder: replay.json, replay.md, replay.png and run.json are written.")],
+    strategies: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated NAME[:key=value...]: round-robin, random (opponents), knockout (seeding), swiss "
+            "(rounds), adaptive (budget, parallel, correlation); each with rating, stop and votes."
+        ),
+    ] = _STRATEGIES,
+    candidates: Annotated[str, typer.Option(help="Simulator: numbers of candidates, comma-separated.")] = "8,32",
+    spread: Annotated[
+        str, typer.Option(help="Simulator: judges' noise. 4 is right about 0.90 of random pairs, 2: 0.81, 1: 0.70.")
+    ] = "4,2,1",
+    tournaments: Annotated[int, typer.Option(help="How many, of each kind.", min=1)] = 2000,
+    position_bias: Annotated[float, typer.Option(help="Simulator: log-odds in favour of who is shown first.")] = 0.0,
+    pair_error: Annotated[
+        float, typer.Option(help="Simulator: standard deviation of an error that all votes on a pair share.", min=0)
+    ] = 0.0,
+    intransitivity: Annotated[float, typer.Option(help="Simulator: weight of a term that makes cycles.")] = 0.0,
+    labelled: Annotated[
+        Path | None,
+        typer.Option(help="JSONL of candidates with `correct`: a judge is simulated from it, instead of strengths."),
+    ] = None,
+    accuracy: Annotated[str, typer.Option(help="With --labelled: how often it names the correct one.")] = "0.9,0.75",
+    log: Annotated[Path | None, typer.Option(help="The games that `rrm rank` recorded (OUT.games.jsonl).")] = None,
+    curve: Annotated[bool, typer.Option(help="Look at the pick several times during a tournament.")] = True,
+    seed: Annotated[int, typer.Option(help="Of strengths, votes, brackets and orders.")] = 0,
+) -> None:
+    """Accuracy against the number of comparisons, for any strategies, from a simulated judge or a recorded log.
+
+    The simulated judge is a Bradley-Terry one with the faults asked for; right is the pick of the truly strongest
+    candidate. With --labelled right is a correct pick, of rows that have both kinds. With --log right is a correct
+    pick where --labelled says so, else the pick of all the log's games together (by points); a strategy can only ask
+    for what the log holds, so record it with a round robin.
+
+    \b
+    Example:
+      rrm replay --out runs/replay --candidates 8 --tournaments 500
+      rrm replay --out runs/stops --strategies round-robin:rating=points,round-robin:rating=points:stop=certain
+      rrm replay --out runs/again --log ranked.games.jsonl --labelled candidates.jsonl --strategies knockout,adaptive
+    """
+    from rrm_jax.evaluation.replay_report import markdown, write_figure
+    from rrm_jax.evaluation.replay_sources import labelled_parts, log_parts, simulated_parts
+    from rrm_jax.provenance import write_provenance
+    from rrm_jax.ranking.entry import parse_entry
+    from rrm_jax.ranking.simulator import Simulator
+
+    entries = [parse_entry(text.strip()) for text in strategies.split(",")]
+    faults = Simulator(1.0, position_bias, pair_error, intransitivity)
+    out.mkdir(parents=True, exist_ok=True)
+    inputs: dict[str, str | Path] = {
+        name: path for name, path in (("labelled", labelled), ("log", log)) if path is not None
+    }
+    config = {
+        "strategies": [entry.text for entry in entries], "candidates": candidates, "spread": spread,
+        "accuracy": accuracy, "tournaments": tournaments, "faults": dataclasses.asdict(faults), "curve": curve,
+    }  # fmt: skip
+    write_provenance(out / "run.json", config=config, seed=seed, inputs=inputs)
+    if log is not None:
+        sources = {f"log {log.name}": log_parts(log, labelled, seed)}
+    elif labelled is not None:
+        sources = {
+            f"{labelled.name}, accuracy {right:g}": labelled_parts(labelled, faults, right, tournaments, seed)
+            for right in _numbers(accuracy, "accuracy")
+        }
+    else:
+        sources = {
+            f"n = {n:.0f}, spread {width:g}": simulated_parts(
+                int(n), dataclasses.replace(faults, spread=width), tournaments, seed
+            )
+            for n in _numbers(candidates, "candidates")
+            for width in _numbers(spread, "spread")
+        }
+    results = {}
+    with Progress("tables", len(sources) * len(entries)) as progress:
+        for name, parts in sources.items():
+            results[name] = _curves(entries, parts, curve, progress)
+    text = markdown(results)
+    (out / "replay.md").write_text(text, encoding="utf-8")
+    rows = {name: [dataclasses.asdict(curve) for curve in curves] for name, curves in results.items()}
+    (out / "replay.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_figure(out / "replay.png", results)
+    print(text)
+
+
+def _curves(entries: Sequence["Entry"], parts, curve: bool, progress: Progress) -> list["Curve"]:
+    from rrm_jax.ranking.replay import replay
+
+    curves = []
+    for entry in entries:
+        curves += replay([entry], parts, curve=curve)
+        progress.advance()
+    return curves
+
+
+def _numbers(text: str, name: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise RrmError(f"--{name} {text!r} must be numbers, separated by commas") from None
+    if any(value <= 0 for value in values):
+        raise RrmError(f"--{name} {text!r} must be above 0")
+    return values
