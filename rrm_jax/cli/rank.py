@@ -134,14 +134,14 @@ def command(
     settings = judge.settings | {"ranking": dataclasses.asdict(ranking)}
     started = time.perf_counter()
     store = verdicts or out.with_name(out.name + ".votes.jsonl")
+    if store.resolve() in (out.resolve(), run_path.resolve()):
+        raise RrmError(f"--verdicts {store} is where results are written; name another file")
     inputs: dict[str, str | Path] = {"candidates": candidates}
     with pinned(run_path, config=settings, seed=judging.seed, inputs=inputs), VoteLog(store, report=warn) as log:
-        before = len(log)
         with progress:
             compare = comparer(judge, log, rows, progress.advance)
             how = {"seed": judging.seed, "rating": entry.rating, "stop": entry.stop, "invalid": ranking.invalid}
             ranked = run_tournaments(items, entry.strategy, compare, **how)
-        drawn = len(log) - before
         results = [one.result for one in ranked]
         _write(out.with_name(out.name + ".games.jsonl"), _games(ranked))
         _write(out, map(dataclasses.asdict, results))
@@ -153,7 +153,7 @@ def command(
         write_picture(picture, reports, f"Ranking by {ranking.strategy}", lines)
     for line in lines:
         print(line)
-    print(f"{drawn} votes drawn now, {before} in the store before; {time.perf_counter() - started:.1f} s")
+    print(f"{log.written} votes drawn now, {log.found} found in the store; {time.perf_counter() - started:.1f} s")
     if skipped:
         warn(f"{skipped} malformed row(s) of {candidates} were skipped")
         raise typer.Exit(1)

@@ -22,7 +22,7 @@ class Simulator:
     """The log-odds that a vote names i rather than j are `spread` × (strength_i − strength_j) and more.
 
     Strengths are standard normal, so a small `spread` is a noisy judge: with 1 it names the better of two drawn at
-    random with probability 0.70, with 2 0.81, with 4 0.90. `position_bias` is added for whichever is shown first, by
+    random with probability 0.73, with 2 0.83, with 4 0.91. `position_bias` is added for whichever is shown first, by
     a coin for each vote. `pair_error` is the standard deviation of an error that belongs to the pair and is the
     same in all its votes: it makes votes correlated, and cycles. `intransitivity` weighs a term
     x_i y_j − x_j y_i of two more normal traits, with which the strong can lose to the weak of one kind.

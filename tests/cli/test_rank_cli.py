@@ -17,7 +17,9 @@ from rrm_jax.cli.options import ModelOptions
 from rrm_jax.data.records import parse_candidates
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
+from rrm_jax.errors import RrmError
 from rrm_jax.evaluation.tournament import comparer
+from rrm_jax.evaluation.tournament import rank as rank_by
 from rrm_jax.judging.judge import Judge
 from rrm_jax.judging.template import load_template
 from rrm_jax.ranking.protocol import Comparison
@@ -185,7 +187,7 @@ def test_killed_and_started_again_it_judges_nothing_twice(place, run, monkeypatc
     monkeypatch.setattr(FakeModel, "answer", staticmethod(coin))
     code, out, _ = run(*options)
     assert (code, FakeModel.drawn) == (0, 33 - 20)
-    assert "13 votes drawn now, 20 in the store before" in out
+    assert "13 votes drawn now, 20 found in the store" in out
     after_restart = (place / "out.jsonl").read_bytes()
     assert [row["id"] for row in results(place)] == list(BEST)
     # A finished job started again draws nothing and says the same.
@@ -295,6 +297,32 @@ def test_a_comparison_has_one_verdict_whoever_is_named_first(place, monkeypatch)
         assert (one.winner, one.votes) == (3 - two.winner, tuple(3 - vote for vote in two.votes))
 
 
+def test_the_best_of_n_in_one_call(place):
+    model = FakeModel(ModelOptions(place / "model"))
+    judge = Judge(model, model.tokenizer, load_template(place / "short.toml"), Decoding(max_new_tokens=9))
+    responses = QUERIES[3]["responses"]
+    for strategy in ("round-robin", "knockout", "adaptive"):
+        result = rank_by(judge, "which?", responses, strategy, budget=21)
+        assert (result.best, sorted(result.ranking)) == (6, list(range(7)))
+        assert result.comparisons <= 21
+    alike = rank_by(judge, "which?", responses, answers=["same"] * 7)
+    assert (alike.comparisons, alike.spared > 0) == (0, True)
+    assert rank_by(judge, "which?", ["one"]).best == 0
+    with pytest.raises(RrmError, match="no candidates"):
+        rank_by(judge, "which?", [])
+
+
+def test_equal_boxed_answers_are_not_judged(place, run):
+    row = query("a", 3, 1, 2)
+    row["responses"] = [text + " \\boxed{4}" * (at != 1) for at, text in enumerate(row["responses"])]
+    write_rows(place, [row])
+    code, out, _ = run("--same-answer", "boxed", "--picture", str(place / "picture.html"))
+    assert code == 0
+    assert (results(place)[0]["comparisons"], results(place)[0]["spared"]) == (2, 1)
+    assert "spared because both answers are the same: 1" in out
+    assert "<svg" in (place / "picture.html").read_text(encoding="utf-8")
+
+
 def test_a_tiny_model_ranks(place, monkeypatch, capsys):
     from rrm_jax.cli.backend import open_generator
     from rrm_jax.testing import tiny_config, write_hf_checkpoint
@@ -313,4 +341,4 @@ def test_a_tiny_model_ranks(place, monkeypatch, capsys):
         (3, 3, True),
         (2, 2, True),
     ]
-    assert "5 votes drawn now, 0 in the store before" in capsys.readouterr().out
+    assert "5 votes drawn now, 0 found in the store" in capsys.readouterr().out
