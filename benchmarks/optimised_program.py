@@ -16,6 +16,7 @@ _ARRAY = re.compile(r"\b([a-z]+\d[a-z0-9]*|pred)\[([\d,]*)\](?:\{[^}]*\})?")
 _FREE = {
     "parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "constant", "after-all",
     "optimization-barrier", "copy-start", "slice-start", "async-start", "call-start", "call-update", "partition-id",
+    "all-gather-start", "all-reduce-start", "collective-permute-start",
 }  # fmt: skip
 _MOVES = {
     "parameter", "constant", "copy", "transpose", "bitcast", "bitcast-convert", "reshape", "slice", "dynamic-slice",
