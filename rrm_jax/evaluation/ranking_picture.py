@@ -162,7 +162,7 @@ def matrix(tournament: Tournament) -> Drawing:
     cell = min(max(560 / len(ranking), 10), 40)
     size, left, top = cell * len(ranking), 38, 64
     drawing = Drawing(
-        "Points of the row against the column" + _left_out(t), max(left + size, 370) + 10, top + size + 40
+        "Points of the row against the column" + _left_out(t), max(left + size, 410) + 10, top + size + 40
     )
     single = games.max() <= 1
     for at, c in enumerate(ranking):
@@ -175,11 +175,11 @@ def matrix(tournament: Tournament) -> Drawing:
             if c == d or games[c, d] == 0:
                 drawing.add(Box(x, y, cell - 1, cell - 1, "#b0b0b0" if c == d else "#fbfbfb"))
                 continue
-            taken, played = half(points[c, d]).replace("0.5", "½"), half(games[c, d])
+            taken, played = half(points[c, d]), half(games[c, d])
             share = points[c, d] / games[c, d]
             note = f"#{c} took {taken} of {played} from #{d}" if len(ranking) <= 32 else ""
             drawing.add(Box(x, y, cell - 1, cell - 1, _mix(share), note))
-            text = taken if single else f"{taken}/{played}"
+            text = f"{taken}/{played}" if not single else "½" if taken == "0.5" else taken
             font = min(12, 1.45 * (cell - 2) / max(len(text), 1.7))
             if font >= 6.5:
                 colour = "#ffffff" if abs(2 * share - 1) > 0.7 else INK
@@ -235,8 +235,8 @@ def bracket(tournament: Tournament) -> Drawing | None:
         drawing.add(Text(left + step * column + 4, 40, heading, 11, "start", GREY))
     for root in roots:
         drawing.add(*_branches(tournament, root, root.column + 1, left, step, won=len(standing) == 1))
-    note = "dashed: the match had no winner, and a draw, a seed or equal answers decided"
-    drawing.add(Text(left + 4, height - 12, note, 11, "start", GREY))
+    if not all(decided for matches in rounds for *_, decided in matches):
+        drawing.add(Text(left + 4, height - 12, "dashed: no winner was named, a coin decided", 11, colour=GREY))
     return drawing
 
 

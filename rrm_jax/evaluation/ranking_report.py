@@ -15,6 +15,7 @@ from rrm_jax.errors import RrmError
 from rrm_jax.ranking.intransitivity import Intransitivity, Pick, checked_points, of_tournaments
 from rrm_jax.ranking.protocol import Match, Result
 
+MOST_ANALYSED = 2000  # candidates; the time for cycles and upsets grows with their number's cube
 Game = tuple[int, int, int | None]  # candidates i and j; 1 (i won), 2 (j won) or None (no winner)
 
 
@@ -284,8 +285,14 @@ def _pick_line(name: str, pick: Pick, found: Intransitivity) -> str:
 
 def summary_lines(tournaments: Sequence[Tournament], seed: int = 0) -> list[str]:
     """Counts and intransitivity over all tournaments; one fact a line. `seed` draws the brackets of large ones."""
-    found = of_tournaments([t.points for t in tournaments], [t.ranking[0] for t in tournaments], seed)
-    return counts_lines(tournaments) + intransitivity_lines(found)
+    small = [t for t in tournaments if len(t.labels) <= MOST_ANALYSED]
+    found = of_tournaments([t.points for t in small], [t.ranking[0] for t in small], seed)
+    lines = counts_lines(tournaments) + intransitivity_lines(found)
+    if large := len(tournaments) - len(small):
+        lines.append(
+            f"cycles and upsets were not looked for in {_queries(large)} of more than {MOST_ANALYSED} candidates"
+        )
+    return lines
 
 
 def report_lines(tournaments: Sequence[Tournament], most: int = 5, seed: int = 0) -> list[str]:
