@@ -37,10 +37,11 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """`points` in the order of play, the last after the whole; `planned` is the mean of what would be compared without
-    a stop rule, and `ended` counts the tournaments that a rule ended, by its name."""
+    """`points` in the order of play, the last after the whole; a comparison has `votes` votes. `planned` is the mean of
+    what would be compared without a stop rule, and `ended` counts the tournaments that a rule ended, by its name."""
 
     name: str
+    votes: int
     points: tuple[Point, ...]
     planned: float
     ended: dict[str, int]
@@ -80,7 +81,9 @@ def _replay(entry: Entry, parts: Iterator[Part], curve: bool) -> Curve:
     points = tuple(
         Point(compared / total, int(right), int(total)) for _, (compared, right, total) in sorted(sums.items())
     )
-    return Curve(entry.text, points, planned / points[-1].tournaments, {name: n for name, n in ended.items() if n})
+    return Curve(
+        entry.text, entry.votes, points, planned / points[-1].tournaments, {name: n for name, n in ended.items() if n}
+    )
 
 
 def _play(entry: Entry, part: Part, sums: dict[int, np.ndarray], curve: bool) -> Played:

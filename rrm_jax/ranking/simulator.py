@@ -64,10 +64,16 @@ def world_of_labels(field: Field, correct: np.ndarray) -> World:
     return World(strength, jnp.zeros((*correct.shape, 2)), keys(field, "votes"))
 
 
-@functools.partial(jax.jit, static_argnames="judge")
 def verdicts(judge: Simulator, world: World, pairs: Pairs, games: Games) -> jax.Array:
     """Scores of the first ones, float32 [Q, R]: 1 or 0. Votes are addressed by the pair and by how often it has met
     before, in `games` and in this round: every strategy hears the same."""
+    faults = judge.spread, judge.position_bias, judge.pair_error, judge.intransitivity
+    return _verdicts(judge.votes, np.array(faults, np.float32), world, pairs, games)
+
+
+@functools.partial(jax.jit, static_argnames="votes")
+def _verdicts(votes: int, faults, world: World, pairs: Pairs, games: Games) -> jax.Array:
+    spread, position_bias, pair_error, intransitivity = faults
     size = world.strength.shape[1]
     count_QCC = tally(games, size).count
     met_QCC = (count_QCC + jnp.swapaxes(count_QCC, 1, 2)).astype(jnp.int32)
@@ -77,20 +83,20 @@ def verdicts(judge: Simulator, world: World, pairs: Pairs, games: Games) -> jax.
         x, y = traits_C2[first_R], traits_C2[second_R]
         low_R, high_R = jnp.minimum(first_R, second_R), jnp.maximum(first_R, second_R)
         error_R = _normal(jax.random.fold_in(key, 0), low_R, high_R) * jnp.where(first_R < second_R, 1, -1)
-        odds_R = judge.spread * of + judge.pair_error * error_R
-        odds_R += judge.intransitivity * (x[:, 0] * y[:, 1] - x[:, 1] * y[:, 0])
+        odds_R = spread * of + pair_error * error_R
+        odds_R += intransitivity * (x[:, 0] * y[:, 1] - x[:, 1] * y[:, 0])
         meeting_R = met_CC[first_R, second_R] + _earlier(jnp.where(mask_R, low_R * size + high_R, size * size))
         wins_R = jnp.zeros(len(first_R))
-        for vote in range(judge.votes):
-            at = low_R, high_R, meeting_R * judge.votes + vote
+        for vote in range(votes):
+            at = low_R, high_R, meeting_R * votes + vote
             shown = jnp.where(bits_at(jax.random.fold_in(key, 1), *at) >> 31 == 1, 1, -1)
             uniform = _uniform(jax.random.fold_in(key, 2), *at)
             # Of the lower number winning, so that it does not matter who is named first.
             named = jnp.where(first_R < second_R, 1, -1)
-            low_wins = uniform < jax.nn.sigmoid(named * odds_R + shown * judge.position_bias)
+            low_wins = uniform < jax.nn.sigmoid(named * odds_R + shown * position_bias)
             wins_R += low_wins == (first_R < second_R)
         coin_R = (bits_at(jax.random.fold_in(key, 3), low_R, high_R, meeting_R) >> 31 == 1) == (first_R < second_R)
-        return jnp.where(2 * wins_R == judge.votes, coin_R, 2 * wins_R > judge.votes).astype(jnp.float32)
+        return jnp.where(2 * wins_R == votes, coin_R, 2 * wins_R > votes).astype(jnp.float32)
 
     return jax.vmap(one)(world.key, world.strength, world.traits, met_QCC, *pairs)
 
