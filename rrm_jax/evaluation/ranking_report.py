@@ -260,7 +260,7 @@ def intransitivity_lines(found: Intransitivity | None) -> list[str]:
         f"a candidate that beats all others (Condorcet): in {found.condorcet} of {_queries(queries)}; "
         f"top cycle: {_mean(found.top_cycle, queries)} of {_mean(found.candidates, queries)} candidates",
         _pick_line("the one picked", found.picked, found),
-        _pick_line("a random knockout's champion", found.knockout, found)
+        _pick_line("a random knockout's champion, undecided pairs by a coin", found.knockout, found)
         + ("" if found.exact_knockouts == queries else f" ({queries - found.exact_knockouts} by drawn brackets)"),
     ]
 
