@@ -4,7 +4,20 @@ import sys
 
 import typer
 
-from rrm_jax.cli import convert, export, generate, inspect, judge, quickstart, rank, replay, template, train, verdicts
+from rrm_jax.cli import (
+    convert,
+    data,
+    export,
+    generate,
+    inspect,
+    judge,
+    quickstart,
+    rank,
+    replay,
+    template,
+    train,
+    verdicts,
+)
 from rrm_jax.cli.compilation_cache import keep_compilations
 from rrm_jax.errors import RrmError
 
@@ -32,6 +45,7 @@ _app.command("generate")(generate.command)
 _app.command("judge")(judge.command)
 _app.command("rank")(rank.command)
 _app.command("replay")(replay.command)
+_app.add_typer(data.app, name="data")
 _app.add_typer(verdicts.app, name="verdicts")
 _app.command("template")(template.command)
 

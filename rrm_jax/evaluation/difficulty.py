@@ -1,0 +1,102 @@
+"""How hard labelled pairs are for a judge: how many of its votes on each are right. A file of pairs split by that."""
+
+import collections
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rrm_jax.data.jsonl import Reader
+from rrm_jax.data.records import Unique, parse_labelled_pair
+from rrm_jax.errors import RrmError
+from rrm_jax.judging.judge import Judgment
+
+_SOURCES_SHOWN = 20
+
+
+class Difficulty:
+    """Counts the right votes on each pair of `votes` votes; pairs with `at_least` … `at_most` of them are kept.
+
+    An invalid vote is not right. Raises RrmError for limits that no pair, or every pair, could be within.
+    """
+
+    def __init__(self, votes: int, at_least: int, at_most: int):
+        if not 0 <= at_least <= at_most <= votes:
+            raise RrmError(
+                f"pairs with {at_least} to {at_most} right votes of {votes} cannot be kept: the limits must be "
+                f"between 0 and {votes}, and the least not above the most"
+            )
+        if (at_least, at_most) == (0, votes):
+            raise RrmError(f"every pair has 0 to {votes} right votes of {votes}: nothing would be dropped")
+        self.votes, self.at_least, self.at_most = votes, at_least, at_most
+        self._right: dict[str, int] = {}
+        self._sources: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
+
+    def add(self, judgment: Judgment) -> None:
+        """Of a labelled pair."""
+        pair = judgment.pair
+        right = sum(vote.verdict == pair.label for vote in judgment.votes)
+        self._right[pair.id] = right
+        self._sources[pair.source][right] += 1
+
+    def keeps(self, pair_id: str) -> bool:
+        return self._kept(self._right[pair_id])
+
+    def lines(self) -> list[str]:
+        """The report: a histogram, what is kept, and what of each source where pairs have one; one fact a line."""
+        counts = sum(self._sources.values(), collections.Counter())
+        total = counts.total()
+        lines = ["right votes     pairs     share"]
+        for right in range(self.votes + 1):
+            share = f"{100 * counts[right] / total:.1f} %"
+            lines.append(f"{right:11d}{counts[right]:10d}{share:>10}  {'kept' if self._kept(right) else 'dropped'}")
+        above = sum(count for right, count in counts.items() if right > self.at_most)
+        below = sum(count for right, count in counts.items() if right < self.at_least)
+        lines.append(
+            f"kept: {self._share(counts)}; dropped for more than {self.at_most} right votes: {above}, "
+            f"for fewer than {self.at_least}: {below}"
+        )
+        if any(self._sources):
+            by_size = sorted(self._sources.items(), key=lambda item: (-item[1].total(), item[0]))
+            lines += [f"kept of {name or '(no source)'}: {self._share(of)}" for name, of in by_size[:_SOURCES_SHOWN]]
+            if more := by_size[_SOURCES_SHOWN:]:
+                rest = sum((of for _, of in more), collections.Counter())
+                lines.append(f"kept of {len(more)} smaller sources: {self._share(rest)}")
+        return lines
+
+    def _kept(self, right: int) -> bool:
+        return self.at_least <= right <= self.at_most
+
+    def _share(self, counts: collections.Counter[int]) -> str:
+        kept, total = sum(count for right, count in counts.items() if self._kept(right)), counts.total()
+        return f"{kept} of {total} pairs ({100 * kept / total:.1f} %)"
+
+
+def split_pairs(pairs: Path, keeps: Callable[[str], bool], kept: Path, dropped: Path) -> None:
+    """Writes each usable row of `pairs` to `kept` or, where `keeps(id)` is False, to `dropped`.
+
+    Rows go over byte for byte and in their order; a last line without an end gets one, so that both files can be
+    joined again. Both appear only when they are complete; RrmError when they cannot be written.
+    """
+    parts = [path.with_name(f".{path.name}.partial") for path in (kept, dropped)]
+    try:
+        with open(parts[0], "wb") as yes, open(parts[1], "wb") as no:
+            for line, pair_id in _usable_lines(pairs):
+                (yes if keeps(pair_id) else no).write(line)
+        os.replace(parts[1], dropped)
+        os.replace(parts[0], kept)
+    except OSError as error:
+        for part in parts:
+            with contextlib.suppress(OSError):
+                part.unlink()
+        raise RrmError(
+            f"cannot write {kept} and {dropped}: {error.strerror or error}; every vote is kept, run again to go on"
+        ) from None
+
+
+def _usable_lines(pairs: Path) -> Iterator[tuple[bytes, str]]:
+    with open(pairs, "rb") as file:
+        lines = enumerate(file, start=1)
+        for number, pair in Reader(pairs, Unique(parse_labelled_pair)):
+            line = next(line for at, line in lines if at == number)
+            yield line if line.endswith(b"\n") else line + b"\n", pair.id
