@@ -1,66 +1,135 @@
-"""Losses as pure functions that return sums. Divide by the global count once, at the end.
+"""The policy loss as a pure function that returns sums. Divide by the global denominator once, at the end.
 
-Axes: B rows (responses), C completion time. A micro-batch, a padded row or a host more only adds to the sums,
-so every split of a batch gives the same mean.
+Axes: B rows, C completion time, R responses of a row. A row may hold several responses, packed one after the other; a
+micro-batch, a padded row or a host more only adds to the sums, so that every split of a batch gives the same mean.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rrm_jax.types import Array
 
 Sums = dict[str, jax.Array]
+Aggregation = Literal["sequence", "token", "constant"]
+Estimator = Literal["k1", "k2", "k3"]
 
 
 class PolicyBatch(NamedTuple):
-    """advantage: float32 [B]. The others are float32 [B, C]. old_logprob: under the policy that sampled, by the
-    trainer's own forward pass; None where that policy is the one being differentiated (the ratio is then 1).
-    reference_logprob: under the frozen reference; None without a KL term. sampler_logprob: as the sampler
-    reported them. mask: 1 on completion tokens; a row of zeros is padding and counts for nothing.
+    """float32 [B, C] each, 0 where `mask` is, but for `response`.
+
+    `advantage`: of the token's response. `weight`: what the token's loss counts, see `token_weights`. `response`: int32
+    [B, C], the number in its row, from 0, of the response that the token belongs to. `old_logprob`: under the
+    policy that the step began with, by the trainer's own forward pass; None where that policy is the one being
+    differentiated (the ratio is then 1). `reference_logprob`: under the frozen reference; None without one.
+    `sampler_logprob`: as the sampler reported it. `mask`: 1 on completion tokens.
     """
 
-    advantage: Array
-    old_logprob: Array | None
-    reference_logprob: Array | None
-    sampler_logprob: Array
-    mask: Array
+    advantage: Any
+    weight: Any
+    response: Any
+    old_logprob: Any
+    reference_logprob: Any
+    sampler_logprob: Any
+    mask: Any
 
 
-def k3(logprob: jax.Array, reference_logprob: Array) -> jax.Array:
-    """The low-variance estimate of KL(π ‖ π_ref) on samples of π: `exp(d) − d − 1`, d = log π_ref − log π.
+@dataclasses.dataclass(frozen=True)
+class PolicyLoss:
+    """What the loss is made of; GRPO's (2402.03300, eq. 3) unless told otherwise.
 
-    Never negative; unlike k1 (−d), its gradient inside a loss is not zero in expectation.
+    `ratio`: of single tokens, or the geometric mean over a response (GSPO, 2507.18071, eq. 7), which every token of
+    it then has. It is clipped to 1 − `clip_low` … 1 + `clip_high`. `kl_coef` × the `kl_estimator` of KL(π ‖ π_ref) is
+    added, `entropy_coef` × entropy taken off. `importance_cap`: the policy term is weighed by π_old / π_sampler,
+    this at most, without a gradient (truncated importance sampling); None: it is not.
+    """
+
+    ratio: Literal["token", "sequence"] = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_coef: float = 0.0
+    kl_estimator: Estimator = "k3"
+    entropy_coef: float = 0.0
+    importance_cap: float | None = None
+
+
+def token_weights(lengths: Array, aggregation: Aggregation, max_new_tokens: int) -> tuple[np.ndarray, float]:
+    """What one token of each response counts, float64, and what the batch's sum is divided by.
+
+    "sequence": the mean over a response's tokens, then over responses (GRPO). "token": the mean over all tokens (DAPO,
+    2503.14476, eq. 8). "constant": a response's sum over `max_new_tokens`, then the mean over responses (Dr. GRPO,
+    2503.20783: no length of a response in it). `lengths` are of all the responses that the mean is over.
+    """
+    lengths = np.asarray(lengths, np.float64)
+    if aggregation == "token":
+        return np.ones(len(lengths)), float(lengths.sum())
+    each = 1 / lengths if aggregation == "sequence" else np.full(len(lengths), 1 / max_new_tokens)
+    return each, float(len(lengths))
+
+
+def kl_estimate(estimator: Estimator, logprob: Array, reference_logprob: Array) -> Any:
+    """An estimate of KL(π ‖ π_ref) on a token drawn from π, d = log π_ref − log π.
+
+    k1 −d, k2 d²/2, k3 `exp(d) − d − 1`, never negative. Inside a loss the expected gradient of k1 is zero, that of k2
+    is KL(π ‖ π_ref)'s, and that of k3 is KL(π_ref ‖ π)'s. Arrays of NumPy or JAX.
     """
     difference = reference_logprob - logprob
+    if estimator == "k1":
+        return -difference
+    if estimator == "k2":
+        return difference * difference / 2
     return jnp.exp(difference) - difference - 1
 
 
-def grpo_loss(logprob_BC: jax.Array, batch: PolicyBatch, clip_eps: float, kl_coef: float) -> tuple[jax.Array, Sums]:
-    """Sum over responses of the mean over each one's tokens of the clipped loss (2402.03300, eq. 3).
+def policy_loss(
+    how: PolicyLoss, logprob_BC: jax.Array, entropy_BC: jax.Array, batch: PolicyBatch
+) -> tuple[jax.Array, Sums]:
+    """Σ weight × (−min(ρ A, clip(ρ) A) × importance + β KL − entropy bonus), to be divided by `token_weights`'s number.
 
-    `−min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) + β k3`, ρ = π / π_old. Divide by the number of responses. The sums
-    hold what metrics need, each summed over tokens: `kl`; `clip_low`, `clip_high` (1 where the clip stops the
-    gradient); `mismatch` (|trainer's − sampler's| log-probability of the sampling policy); and `tokens`.
+    The sums hold what metrics need, each summed over tokens: `entropy`; `kl` with a reference; `clip_low`,
+    `clip_high` (1 where the clip stops the gradient); `mismatch` (|trainer's − sampler's| log-probability of the
+    policy that sampled) and `mismatch_kl` (KL(sampler ‖ trainer) by k3); with a cap `importance` and
+    `importance_capped`; and `tokens`.
     """
-    mask, advantage_B1 = batch.mask, batch.advantage[:, None]
+    mask, advantage = batch.mask, batch.advantage
     old = jax.lax.stop_gradient(logprob_BC) if batch.old_logprob is None else batch.old_logprob
-    ratio = jnp.exp(logprob_BC - old)
-    clipped = jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps)
-    per_token = -jnp.minimum(ratio * advantage_B1, clipped * advantage_B1)
-    sums = {
-        "tokens": jnp.sum(mask),
-        "clip_low": jnp.sum(mask * ((ratio < 1 - clip_eps) & (advantage_B1 < 0))),
-        "clip_high": jnp.sum(mask * ((ratio > 1 + clip_eps) & (advantage_B1 > 0))),
-        "mismatch": jnp.sum(mask * jnp.abs(old - batch.sampler_logprob)),
+    gap = logprob_BC - old
+    ratio = jnp.exp(gap if how.ratio == "token" else response_mean(gap, batch.response, mask))
+    clipped = jnp.clip(ratio, 1 - how.clip_low, 1 + how.clip_high)
+    per_token = -jnp.minimum(ratio * advantage, clipped * advantage)
+    drift = jnp.where(mask > 0, old - batch.sampler_logprob, 0)
+    drawn = {
+        "tokens": mask,
+        "entropy": entropy_BC,
+        "clip_low": (ratio < 1 - how.clip_low) & (advantage < 0),
+        "clip_high": (ratio > 1 + how.clip_high) & (advantage > 0),
+        "mismatch": jnp.abs(drift),
+        "mismatch_kl": jnp.exp(drift) - drift - 1,
     }
+    if how.importance_cap is not None:
+        importance = jnp.exp(drift)
+        drawn |= {"importance": importance, "importance_capped": importance > how.importance_cap}
+        per_token = per_token * jnp.minimum(importance, how.importance_cap)
     if batch.reference_logprob is not None:
-        kl = k3(logprob_BC, batch.reference_logprob)
-        per_token = per_token + kl_coef * kl
-        sums["kl"] = jnp.sum(kl * mask)
-    per_response = jnp.sum(per_token * mask, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1)
-    return jnp.sum(per_response), sums
+        drawn["kl"] = kl_estimate(how.kl_estimator, logprob_BC, batch.reference_logprob)
+        per_token = per_token + how.kl_coef * drawn["kl"]
+    per_token = per_token - how.entropy_coef * entropy_BC
+    sums = {name: jnp.sum(jnp.where(mask > 0, value, 0)) for name, value in drawn.items()}
+    return jnp.sum(jnp.where(mask > 0, per_token, 0) * batch.weight), sums
+
+
+def response_mean(value_BC: jax.Array, response_BC: Array, mask_BC: Array) -> jax.Array:
+    """Each token gets the mean of `value` over its response's tokens [B, C]."""
+
+    def one(value_C, response_C, mask_C):
+        total = jnp.zeros_like(value_C).at[response_C].add(value_C * mask_C)
+        count = jnp.zeros_like(value_C).at[response_C].add(mask_C)
+        return (total / jnp.maximum(count, 1))[response_C]
+
+    return jax.vmap(one)(value_BC, response_BC, mask_BC)
 
 
 def supervised_loss(logprob_BC: jax.Array, mask_BC: Array) -> tuple[jax.Array, Sums]:

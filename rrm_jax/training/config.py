@@ -1,6 +1,6 @@
 """What `rrm train` can be told. One YAML file; see `configs/`."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,15 +17,25 @@ class MeshConfig(Config):
     tensor: int = 1
 
 
+class LoraConfig(Config):
+    """Low-rank adapters (2106.09685) on every matrix of every layer; the rest of the model is frozen."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    """An adapter is scaled by alpha / rank."""
+
+
 class ModelConfig(Config):
     path: str
     """A Hugging Face directory, a converted checkpoint, or a training run."""
     compute_dtype: DType = "bfloat16"
-    """Activations and matmuls. Master weights and optimiser state are always float32."""
+    """Activations, matmuls, and the copy of the parameters that they read. Master weights are always float32."""
     attention: str = "auto"
     """auto, xla, cudnn or splash."""
     remat: Literal["none", "dots", "full"] = "full"
     """What the backward pass recomputes."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of the model; without it every parameter is trained."""
 
 
 class DataConfig(Config):
@@ -53,16 +63,79 @@ class RolloutConfig(Config):
     max_new_tokens: int = Field(8192, ge=1)
     batch_size: int = Field(64, ge=1)
     """Rows that are sampled at a time."""
+    asynchronous: bool = False
+    """Sample a step's rollouts while the step before is learnt from, with weights one step old."""
+
+
+class RewardConfig(Config):
+    """+1 for a right verdict, −1 for a wrong or an invalid one (docs/method.md), and what is added to that."""
+
+    consistency: float = Field(0.0, ge=0, le=1)
+    """Weight of +1 where a pair is judged rightly in both orders, −1 otherwise, against the verdict's own reward (J1,
+    2505.10320, has 1). Above 0 every pair is shown in both orders in the same step."""
+    invalid: float = Field(0.0, ge=0)
+    """Taken off where there is no valid verdict."""
+    length: float = Field(0.0, ge=0)
+    """Taken off a completion of `rollout.max_new_tokens`, and in proportion off shorter ones."""
+    overlong_tokens: int = Field(0, ge=0)
+    """Up to 1 is taken off, in proportion, over the last so many tokens before the limit (DAPO, 2503.14476, eq. 13)."""
 
 
 class GRPOConfig(Config):
+    """`variant` sets what its paper changes; what is given beside it counts. See `VARIANTS`."""
+
+    variant: Literal["grpo", "dr_grpo", "dapo", "gspo"] = "grpo"
     mini_batch_prompts: int = Field(64, ge=1)
     """Prompts (groups) an optimiser step."""
     epochs: int = Field(1, ge=1)
     """Passes over each step's rollouts (μ)."""
-    clip_eps: float = Field(0.2, gt=0, lt=1)
+    normalise_std: bool = True
+    """Divide advantages by the group's standard deviation."""
+    aggregation: Literal["sequence", "token", "constant"] = "sequence"
+    """The mean over a response's tokens, then over responses; over all tokens alike; or the sum over a response's
+    tokens divided by `rollout.max_new_tokens`, then the mean over responses."""
+    ratio: Literal["token", "sequence"] = "token"
+    """Of single tokens, or the geometric mean over the response."""
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.2, gt=0)
+    """The ratio is clipped to 1 − clip_low … 1 + clip_high."""
     kl_coef: float = Field(1e-3, ge=0)
-    """β of the k3 penalty; 0 keeps no reference model."""
+    """β; 0 keeps no reference model."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_in: Literal["loss", "reward"] = "loss"
+    entropy_coef: float = Field(0.0, ge=0)
+    """Weight of the entropy bonus."""
+    importance_cap: float | None = Field(None, gt=0)
+    """Weigh tokens by π_trainer / π_sampler of the sampling policy, this at most; None: by 1."""
+    dynamic_sampling: bool = False
+    """Replace groups whose rewards are all equal by new prompts until there are `prompts_per_step` others."""
+    dynamic_draws: int = Field(8, ge=1)
+    """Draws a step at most; what is missing then is filled with groups of equal rewards, and counted."""
+    offload_reference: bool = False
+    """Keep the reference model in host memory while it is not in use."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, given: Any) -> Any:
+        return VARIANTS.get(given.get("variant", "grpo"), {}) | given if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.kl_in == "loss" and self.kl_estimator == "k1" and self.kl_coef:
+            raise ValueError(
+                "kl_estimator k1 cannot be in the loss: its expected gradient there is zero, so that it holds nothing; "
+                "use k2 or k3, or kl_in: reward"
+            )
+        return self
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "grpo": {},  # 2402.03300
+    "dr_grpo": {"normalise_std": False, "aggregation": "constant"},  # 2503.20783, §3.2
+    # 2503.14476; its over-long penalty is `reward.overlong_tokens`.
+    "dapo": {"clip_high": 0.28, "aggregation": "token", "dynamic_sampling": True, "kl_coef": 0.0},
+    "gspo": {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},  # 2507.18071, §5.1
+}
 
 
 class SupervisedConfig(Config):
@@ -71,8 +144,12 @@ class SupervisedConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """AdamW."""
-
+    kind: Literal["adamw", "adafactor"] = "adamw"
+    """adafactor keeps one number for a row and one for a column of a matrix, and no first moment."""
+    moments: Literal["float32", "bfloat16", "int8"] = "float32"
+    """How adamw keeps its two moments: 8, 4 or 2 bytes a parameter."""
+    offload: bool = False
+    """Keep the optimiser state in host memory while it is not in use."""
     learning_rate: float = Field(1e-6, gt=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: int = Field(0, ge=0)
@@ -82,17 +159,45 @@ class OptimizerConfig(Config):
     b2: float = Field(0.999, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
     clip_norm: float = Field(1.0, gt=0)
+    stop_norm: float = Field(1e4, gt=0)
+    """A gradient of a larger norm, or one that is not finite, ends the run before it is applied."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.kind == "adafactor" and self.moments != "float32":
+            raise ValueError(f"moments: {self.moments} is of adamw; adafactor's are float32")
+        return self
+
+
+class PackConfig(Config):
+    """How completions become arrays: several to a row, with segments and positions of their own."""
+
+    row_tokens: int = Field(4096, ge=1)
+    """Tokens of a row; a longer sequence makes a longer row, whose length is one of a few."""
+    micro_batch_tokens: int = Field(32_768, ge=1)
+    """Tokens of one forward and backward pass, padding included, over all devices; a row a device at least.
+    Gradients are accumulated exactly, whatever the split."""
 
 
 class CheckpointConfig(Config):
     every: int = Field(20, ge=1)
     keep: int = Field(3, ge=1)
+    """The last so many stay."""
+    best: str | None = "accuracy"
+    """The checkpoint with the largest value of this held-out metric stays as well; None: no other does."""
 
 
 class EvalConfig(Config):
     every: int = Field(20, ge=1)
     """Also once before the first step, and after the last."""
     temperature: float = Field(0.6, ge=0)
+
+
+class LogConfig(Config):
+    traces: int = Field(4, ge=0)
+    """Completions a step that are written to `traces.jsonl`, to be read."""
+    wandb: str | None = None
+    """A project of Weights & Biases that metrics are sent to as well (needs the package wandb)."""
 
 
 class TrainConfig(Config):
@@ -106,22 +211,36 @@ class TrainConfig(Config):
     data: DataConfig
     judge: JudgeConfig = JudgeConfig()
     rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
     grpo: GRPOConfig = GRPOConfig()
     supervised: SupervisedConfig = SupervisedConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    micro_batch_rows: int = Field(16, ge=1)
-    """Rows of one forward and backward pass, over all devices; gradients are accumulated exactly."""
-    length_bucket: int = Field(64, ge=1)
-    """Sequences are padded to a multiple of this many tokens: fewer shapes, fewer compilations."""
+    pack: PackConfig = PackConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
 
     @model_validator(mode="after")
     def _check(self):
-        if self.method == "grpo" and self.rollout.prompts_per_step % self.grpo.mini_batch_prompts:
+        rollout, grpo, reward = self.rollout, self.grpo, self.reward
+        if self.method != "grpo":
+            return self
+        if rollout.prompts_per_step % grpo.mini_batch_prompts:
             raise ValueError(
-                f"rollout.prompts_per_step {self.rollout.prompts_per_step} is not a multiple of "
-                f"grpo.mini_batch_prompts {self.grpo.mini_batch_prompts}"
+                f"rollout.prompts_per_step {rollout.prompts_per_step} is not a multiple of "
+                f"grpo.mini_batch_prompts {grpo.mini_batch_prompts}"
+            )
+        if reward.consistency and rollout.prompts_per_step % 2:
+            raise ValueError(
+                f"reward.consistency shows every pair in both orders, and rollout.prompts_per_step "
+                f"{rollout.prompts_per_step} is odd"
+            )
+        if rollout.asynchronous and grpo.importance_cap is None:
+            raise ValueError("rollout.asynchronous samples from older weights: set grpo.importance_cap, 2 for example")
+        if reward.overlong_tokens >= rollout.max_new_tokens:
+            raise ValueError(
+                f"reward.overlong_tokens {reward.overlong_tokens} is not below rollout.max_new_tokens "
+                f"{rollout.max_new_tokens}"
             )
         return self
 

@@ -24,10 +24,9 @@ class Evaluator:
     def __init__(self, run: Run, pairs: Sequence[Pair]):
         self._run, self._pairs = run, pairs
 
-    def after(self, step: int) -> None:
-        """Evaluates where the configuration says so: every `eval.every` steps, and after the last."""
-        if step % self._run.config.eval.every == 0 or step == self._run.config.steps:
-            self.evaluate(step)
+    def due(self, step: int) -> bool:
+        """Whether the configuration asks for it: every `eval.every` steps, and after the last."""
+        return bool(self._pairs) and (step % self._run.config.eval.every == 0 or step == self._run.config.steps)
 
     def evaluate(self, step: int) -> None:
         if not self._pairs:

@@ -3,9 +3,12 @@
 Axes: B rows, C completion time, P prompts, G samples of one prompt.
 """
 
+import contextlib
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +16,21 @@ import numpy as np
 
 from rrm_jax.checkpoints.load import load_model
 from rrm_jax.data.records import parse_labelled_pair
-from rrm_jax.data.stream import PairStream
 from rrm_jax.models.decoder import Params
+from rrm_jax.parallel.offload import to_device, to_host
 from rrm_jax.rl.logprobs import Sequences, completion_scores
-from rrm_jax.rl.losses import PolicyBatch, grpo_loss
-from rrm_jax.sampling.protocol import Decoding
-from rrm_jax.training.batches import build_sequences, micro_batches, pad_along_completion
+from rrm_jax.rl.losses import PolicyBatch, PolicyLoss, kl_estimate, policy_loss, token_weights
+from rrm_jax.training.batches import MicroBatch, micro_batches
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.evaluate import Evaluator, read_held_out
-from rrm_jax.training.rollouts import Rollouts, collect
+from rrm_jax.training.experience import Experience, check_version, show_of, spread_over
+from rrm_jax.training.rollouts import Rollouts, add_rewards
 from rrm_jax.training.run import Report, Run, read_rows
+from rrm_jax.training.throughput import throughput
+from rrm_jax.training.traces import traces_of
+
+_SHOWN = ("accuracy", "reward_mean", "response_length", "invalid_rate", "kl", "entropy", "grad_norm")
+_PROGRESS_SECONDS = 10.0
 
 
 class _Batch(NamedTuple):
@@ -35,87 +43,132 @@ def train_grpo(config: TrainConfig, resume: bool, report: Report) -> Path:
     labelled = read_rows(config.data.train, parse_labelled_pair, config.data.limit, report)
     held_out = read_held_out(config, report)
     with Run(config, resume, report) as run:
-        learner, grpo, rollout = run.learner, config.grpo, config.rollout
-        stream, evaluator = PairStream(labelled, config.seed), Evaluator(run, held_out)
-        reference = _reference(run) if grpo.kl_coef else None
-        score = _scorer(run)
-        decoding = Decoding(rollout.temperature, max_new_tokens=rollout.max_new_tokens, stop_ids=run.tokenizer.stop_ids)
-
-        def loss(params, batch: _Batch):
-            scores = completion_scores(learner.decoder, params, batch.sequences, rollout.temperature, learner.options)
-            numerator, sums = grpo_loss(scores.logprob, batch.policy, grpo.clip_eps, grpo.kl_coef)
-            return numerator, sums | {"entropy": jnp.sum(scores.entropy * batch.policy.mask)}
-
-        learner.compile(loss)
-        if run.first_step == 1:
-            evaluator.evaluate(0)
-        for step in range(run.first_step, config.steps + 1):
-            pairs = stream.batch((step - 1) * rollout.prompts_per_step, rollout.prompts_per_step)
-            with run.phase("sample"):
-                rollouts = collect(
-                    learner.sampler(), run.tokenizer, run.template, config.judge, pairs, decoding,
-                    rollout.group_size, config.seed, step,
-                )  # fmt: skip
-            with run.phase("score"):
-                # With one update a step the policy that sampled is the one differentiated: nothing to store.
-                old = score(learner.params, rollouts) if config.updates_per_step > 1 else None
-                frozen = score(reference, rollouts) if reference is not None else None
-            with run.phase("update"):
-                sums = _update(run, rollouts, old, frozen, step)
-            run.metrics.write(
-                "train",
-                step,
-                rollouts.metrics() | sums | run.seconds(),
-                ("accuracy", "reward_mean", "response_length", "invalid_rate", "kl", "entropy", "grad_norm"),
-            )
-            evaluator.after(step)
-            run.finish_step(step)
+        learner, grpo = run.learner, config.grpo
+        learner.compile(_loss(run))
+        score, reference = _scorer(run), _Reference(run) if grpo.kl_coef else None
+        evaluator, progress = Evaluator(run, held_out), _Progress(config)
+        position = int(run.meta.get("position", 0))
+        finished = lambda: (progress.advance(), run.check_stop())  # noqa: E731
+        source = Experience(config, learner, show_of(config, run), labelled, run.directory, position, finished)
+        with contextlib.closing(source):
+            if run.first_step == 1:
+                evaluator.evaluate(0)
+            else:
+                source.restore(run.first_step - 1)
+            for step in range(run.first_step, config.steps + 1):
+                progress.begin(step)
+                with run.phase("sample"):
+                    rollouts = source.next(step)
+                late = check_version(rollouts, learner, config, step)
+                run.check_stop()
+                with run.phase("score"):
+                    frozen = reference.scores(score, rollouts) if reference is not None else None
+                    # With one update a step the policy that began it is the one differentiated: nothing to store.
+                    needed = config.updates_per_step > 1 or grpo.kl_in == "reward"
+                    old = score(learner.model_of_step(), rollouts) if needed else None
+                if grpo.kl_in == "reward" and frozen is not None and old is not None:
+                    add_rewards(rollouts, _kl_rewards(config, old, frozen), config)
+                run.check_stop()
+                with run.phase("update"):
+                    values = _update(run, rollouts, old, frozen, step)
+                values |= rollouts.metrics() | {"policy_lag": late}
+                run.write_traces(step, traces_of(rollouts, run.tokenizer, config.log.traces, step))
+                seconds = run.seconds()
+                work = learner.decoder, rollouts.examples, seconds, learner.mesh.devices.size, grpo.epochs
+                values |= throughput(*work, adapters=learner.frozen is not None)
+                run.metrics.write("train", step, values | seconds, _SHOWN)
+                if evaluator.due(step):
+                    source.wait()
+                    evaluator.evaluate(step)
+                run.finish_step(step, before_saving=lambda step=step: source.save(step), position=source.position)
     return run.directory
 
 
-def _reference(run: Run) -> Params:
-    """The frozen model that the KL term holds the policy near: the one the run started from."""
-    learner = run.learner
-    dtype = jnp.dtype(run.config.model.compute_dtype)
-    return load_model(run.config.model.path, mesh=learner.mesh, dtype=dtype, stacked=True).params
+def _loss(run: Run):
+    learner, config, grpo = run.learner, run.config, run.config.grpo
+    how = PolicyLoss(
+        ratio=grpo.ratio,
+        clip_low=grpo.clip_low,
+        clip_high=grpo.clip_high,
+        kl_coef=grpo.kl_coef if grpo.kl_in == "loss" else 0.0,
+        # What is in the reward is not in the loss; there the estimate is a metric only.
+        kl_estimator=grpo.kl_estimator if grpo.kl_in == "loss" else "k3",
+        entropy_coef=grpo.entropy_coef,
+        importance_cap=grpo.importance_cap,
+    )
+
+    def loss(model: Params, batch: _Batch):
+        scores = completion_scores(learner.decoder, model, batch.sequences, config.rollout.temperature, learner.options)
+        return policy_loss(how, scores.logprob, scores.entropy, batch.policy)
+
+    return loss
 
 
 def _scorer(run: Run):
-    """Returns `score(params, rollouts)`: each row's completion log-probabilities, by the trainer's forward pass."""
+    """Returns `score(model, rollouts)`: each example's completion log-probabilities, by the trainer's forward pass."""
     learner, config = run.learner, run.config
 
     @jax.jit
-    def scored(params, sequences: Sequences):
-        return completion_scores(
-            learner.decoder, params, sequences, config.rollout.temperature, learner.options
-        ).logprob
+    def scored(model, sequences: Sequences):
+        return completion_scores(learner.decoder, model, sequences, config.rollout.temperature, learner.options).logprob
 
-    def score(params: Params, rollouts: Rollouts) -> list[np.ndarray]:
+    def score(model: Params, rollouts: Rollouts) -> list[np.ndarray]:
         pending = []
         with jax.set_mesh(learner.mesh):
-            for group in micro_batches([row.length for row in rollouts.rows], learner.rows):
-                rows = [rollouts.rows[at] for at in group]
-                sequences = build_sequences(rows, learner.rows, config.length_bucket)
-                pending.append((group, scored(params, learner.place(sequences))))
-        found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rollouts.rows)
-        for group, logprob_BC in pending:
-            for at, row in zip(group, np.asarray(logprob_BC), strict=False):
-                found[at] = row[: len(rollouts.rows[at].completion_ids)]
+            for batch in micro_batches(rollouts.examples, range(len(rollouts.examples)), config.pack, learner.ways):
+                pending.append((batch, scored(model, learner.place(batch.sequences()))))
+        found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rollouts.examples)
+        for batch, logprob_BC in pending:
+            for at, values in batch.apart(np.asarray(logprob_BC)):
+                found[at] = values
         return found
 
     return score
 
 
+class _Reference:
+    """The frozen model that the KL term holds the policy near: the one that the run started from."""
+
+    def __init__(self, run: Run):
+        learner, config = run.learner, run.config
+        self._offloaded = config.grpo.offload_reference and learner.frozen is None
+        if learner.frozen is not None:
+            self._model: Params = learner.frozen  # adapters are all that differs
+            return
+        dtype = jnp.dtype(config.model.compute_dtype)
+        self._model = load_model(config.model.path, mesh=learner.mesh, dtype=dtype, stacked=True).params
+        self._at: Any = jax.tree.map(lambda x: x.sharding, self._model)
+        if self._offloaded:
+            self._model = to_host(self._model)
+
+    def scores(self, score, rollouts: Rollouts) -> list[np.ndarray]:
+        if not self._offloaded:
+            return score(self._model, rollouts)
+        here = to_device(self._model, self._at)
+        found = score(here, rollouts)
+        self._model = to_host(here)
+        return found
+
+
+def _kl_rewards(config: TrainConfig, old: list[np.ndarray], frozen: list[np.ndarray]) -> np.ndarray:
+    """−β Σ KL estimates over each completion's tokens [P, G]."""
+    estimator = config.grpo.kl_estimator
+    total = [float(np.sum(kl_estimate(estimator, mine, its))) for mine, its in zip(old, frozen, strict=True)]
+    return -config.grpo.kl_coef * np.array(total).reshape(-1, config.rollout.group_size)
+
+
 def _update(run: Run, rollouts: Rollouts, old, frozen, step: int) -> dict[str, float]:
     """μ epochs of mini-batches over one step's rollouts; metrics averaged over all their tokens."""
     config, totals, updates = run.config, {}, 0
-    size, groups = config.rollout.group_size, config.rollout.prompts_per_step
+    size, groups = config.rollout.group_size, len(rollouts.groups)
     for epoch in range(config.grpo.epochs):
         order = np.random.default_rng([config.seed, step, epoch]).permutation(groups)
         for start in range(0, groups, config.grpo.mini_batch_prompts):
             chosen = order[start : start + config.grpo.mini_batch_prompts]
-            rows = [int(prompt) * size + sample for prompt in chosen for sample in range(size)]
-            sums = run.learner.update(_batches(run, rollouts, rows, old, frozen), count=len(rows))
+            members = [int(prompt) * size + sample for prompt in chosen for sample in range(size)]
+            batches, denominator = _batches(run, rollouts, members, old, frozen)
+            sums = run.learner.update(batches, denominator)
+            run.check_finite(step, sums["loss"], sums["grad_norm"])
             totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
             updates += 1
     tokens = totals.pop("tokens")
@@ -123,25 +176,45 @@ def _update(run: Run, rollouts: Rollouts, old, frozen, step: int) -> dict[str, f
     return means | {name: value / tokens for name, value in totals.items()} | {"tokens": tokens}
 
 
-def _batches(run: Run, rollouts: Rollouts, indices: list[int], old, frozen) -> Iterator[_Batch]:
-    size = run.learner.rows
-    for group in micro_batches([rollouts.rows[at].length for at in indices], size):
-        rows = [indices[at] for at in group]
-        sequences = build_sequences([rollouts.rows[at] for at in rows], size, run.config.length_bucket)
-        width = sequences.targets.shape[1]
+def _batches(run: Run, rollouts: Rollouts, members: list[int], old, frozen) -> tuple[Iterator[_Batch], float]:
+    """A mini-batch in parts that fit, and what the sum of their losses is divided by."""
+    config, size = run.config, run.config.rollout.group_size
+    lengths = [len(rollouts.examples[at].completion_ids) for at in members]
+    weights, denominator = token_weights(np.array(lengths), config.grpo.aggregation, config.rollout.max_new_tokens)
+    weight = dict(zip(members, weights.tolist(), strict=True))
+    weight_of = [weight.get(at, 0.0) for at in range(len(rollouts.examples))]
+    advantage = spread_over(rollouts.advantage_PG, size)
 
-        def padded(values, rows=rows, width=width):
-            return pad_along_completion([values[at] for at in rows], size, width)
-
-        advantage = np.zeros(size, np.float32)
-        advantage[: len(rows)] = rollouts.advantage[rows]
-        yield _Batch(
-            sequences,
-            PolicyBatch(
-                advantage,
-                None if old is None else padded(old),
-                None if frozen is None else padded(frozen),
-                padded(rollouts.sampler_logprobs),
-                sequences.mask,
-            ),
+    def policy(batch: MicroBatch, sequences: Sequences) -> PolicyBatch:
+        return PolicyBatch(
+            advantage=batch.along(advantage),
+            weight=batch.along(weight_of),
+            response=batch.responses(),
+            old_logprob=None if old is None else batch.along(old),
+            reference_logprob=None if frozen is None else batch.along(frozen),
+            sampler_logprob=batch.along(rollouts.sampler_logprobs),
+            mask=sequences.mask,
         )
+
+    def parts() -> Iterator[_Batch]:
+        for batch in micro_batches(rollouts.examples, members, config.pack, run.learner.ways):
+            sequences = batch.sequences()
+            yield _Batch(sequences, policy(batch, sequences))
+
+    return parts(), denominator
+
+
+class _Progress:
+    """A line on the terminal now and then while a step's completions are drawn."""
+
+    def __init__(self, config: TrainConfig):
+        self._total = config.rollout.prompts_per_step * config.rollout.group_size
+
+    def begin(self, step: int) -> None:
+        self._step, self._done, self._printed = step, 0, time.monotonic()
+
+    def advance(self) -> None:
+        self._done += 1
+        if time.monotonic() - self._printed > _PROGRESS_SECONDS:
+            self._printed = time.monotonic()
+            print(f"step {self._step}: {self._done} of {self._total} completions", file=sys.stderr, flush=True)

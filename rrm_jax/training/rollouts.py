@@ -1,48 +1,64 @@
-"""One step's experience: pairs shown to the policy, its verdicts, their rewards and advantages."""
+"""One step's experience: pairs shown to the policy, its verdicts, their rewards and advantages.
+
+Axes: P prompts (groups), G samples of one prompt.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from rrm_jax.data.records import Pair
+from rrm_jax.data.stream import swap
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.judging.prompt import JudgePrompt, build_prompt, strip_thinking
 from rrm_jax.judging.template import Template
 from rrm_jax.judging.verdict import verdict_of_completion
 from rrm_jax.rl.advantages import group_advantages
-from rrm_jax.rl.rewards import verdict_reward
-from rrm_jax.sampling.protocol import Completion, Decoding, Generator, Request
-from rrm_jax.training.batches import Row
-from rrm_jax.training.config import JudgeConfig
+from rrm_jax.rl.rewards import consistency_reward, overlong_penalty, verdict_reward
+from rrm_jax.sampling.protocol import Decoding, Generator, Request
+from rrm_jax.training.batches import Example
+from rrm_jax.training.config import JudgeConfig, TrainConfig
 
 
 @dataclasses.dataclass
-class Rollouts:
-    """P prompts × G samples, prompt-major. `verdicts` are in the shown order; rewards are ±1."""
+class Group:
+    """G samples of one prompt. `shown` is the pair in the order in which the policy saw it; `verdicts` name a
+    response of it, or are None. `finished[g]`: the completion ended before the limit of tokens."""
 
-    rows: list[Row]
+    shown: Pair
+    prompt_ids: tuple[int, ...]
+    truncated: bool
+    completion_ids: list[tuple[int, ...]]
     sampler_logprobs: list[tuple[float, ...]]
-    verdicts: Sequence[int | None]
-    reward_PG: np.ndarray
-    advantage: np.ndarray
-    finished: np.ndarray
-    truncated_prompts: int
+    finished: list[bool]
+    verdicts: list[int | None]
 
-    def metrics(self) -> dict[str, float]:
-        lengths = np.array([len(row.completion_ids) for row in self.rows])
-        flat = self.reward_PG
-        return {
-            "reward_mean": float(flat.mean()),
-            "reward_std": float(flat.std()),
-            "accuracy": float((flat > 0).mean()),
-            "zero_variance_groups": float((flat.max(-1) == flat.min(-1)).mean()),
-            "invalid_rate": float(np.mean([verdict is None for verdict in self.verdicts])),
-            "truncation_rate": float(1 - self.finished.mean()),
-            "response_length": float(lengths.mean()),
-            "response_length_max": float(lengths.max()),
-            "truncated_prompts": float(self.truncated_prompts),
-        }
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> "Group":
+        return cls(
+            Pair(**row["shown"]), tuple(row["prompt_ids"]), row["truncated"], [*map(tuple, row["completion_ids"])],
+            [*map(tuple, row["sampler_logprobs"])], row["finished"], row["verdicts"],
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """How a pair becomes a prompt, and what is asked of the sampler."""
+
+    tokenizer: Tokenizer
+    template: Template
+    judge: JudgeConfig
+    decoding: Decoding
+    group_size: int
+    seed: int
+
+    def prompt(self, pair: Pair) -> JudgePrompt:
+        return show(pair, self.template, self.tokenizer, self.judge)
 
 
 def show(pair: Pair, template: Template, tokenizer: Tokenizer, judge: JudgeConfig) -> JudgePrompt:
@@ -59,43 +75,120 @@ def show(pair: Pair, template: Template, tokenizer: Tokenizer, judge: JudgeConfi
 
 
 def collect(
-    generator: Generator,
-    tokenizer: Tokenizer,
-    template: Template,
-    judge: JudgeConfig,
-    pairs: Sequence[Pair],
-    decoding: Decoding,
-    group_size: int,
-    seed: int,
-    step: int,
-) -> Rollouts:
-    """Samples `group_size` verdicts for each pair, in the order in which its responses stand.
+    generator: Generator, how: Show, pairs: Sequence[Pair], step: int, start: int = 0,
+    finished: Callable[[], None] = lambda: None,
+) -> list[Group]:  # fmt: skip
+    """Samples a group of verdicts for each pair, in the order in which its responses stand.
 
-    A request's id holds the step, so that a pair seen again draws new noise.
+    A request's id holds the step, and its number in it, from `start`: a pair seen again draws new noise. Verdicts are
+    read as completions come, while others are still being drawn; `finished` is called for each.
     """
-    prompts = [show(pair, template, tokenizer, judge) for pair in pairs]
+    prompts = [how.prompt(pair) for pair in pairs]
+    groups = [
+        Group(pair, tuple(prompt.ids), prompt.truncated, *([None] * how.group_size for _ in range(4)))  # type: ignore[arg-type]
+        for pair, prompt in zip(pairs, prompts, strict=True)
+    ]
     requests = [
-        Request(f"step {step}, {at}, {pair.id}", tuple(prompt.ids), decoding, sample, seed)
-        for at, (pair, prompt) in enumerate(zip(pairs, prompts, strict=True))
-        for sample in range(group_size)
+        Request(f"step {step}, {start + at}, {group.shown.id}", group.prompt_ids, how.decoding, sample, how.seed)
+        for at, group in enumerate(groups)
+        for sample in range(how.group_size)
     ]
     place = {(request.id, request.sample): at for at, request in enumerate(requests)}
-    completions: list[Completion | None] = [None] * len(requests)
     for completion in generator.generate(requests):
-        completions[place[completion.request.id, completion.request.sample]] = completion
-    done = [completion for completion in completions if completion is not None]
-    if len(done) != len(requests):
-        raise RuntimeError(f"the generator returned {len(done)} of {len(requests)} completions")
-    verdicts = [verdict_of_completion(c, tokenizer, thinking=judge.thinking) for c in done]
-    labels = [pair.label for pair in pairs for _ in range(group_size)]
-    rewards = [verdict_reward(v, label) for v, label in zip(verdicts, labels, strict=True) if label is not None]
-    reward_PG = np.array(rewards, np.float32).reshape(len(pairs), group_size)
-    return Rollouts(
-        rows=[Row(c.request.prompt_ids, c.token_ids) for c in done],
-        sampler_logprobs=[c.logprobs for c in done],
-        verdicts=verdicts,
-        reward_PG=reward_PG,
-        advantage=np.asarray(group_advantages(reward_PG)).reshape(-1),
-        finished=np.array([c.finish_reason == "stop" for c in done]),
-        truncated_prompts=sum(prompt.truncated for prompt in prompts),
-    )
+        at = place.pop((completion.request.id, completion.request.sample))
+        group, sample = groups[at // how.group_size], at % how.group_size
+        group.completion_ids[sample], group.sampler_logprobs[sample] = completion.token_ids, completion.logprobs
+        group.finished[sample] = completion.finish_reason == "stop"
+        group.verdicts[sample] = verdict_of_completion(completion, how.tokenizer, thinking=how.judge.thinking)
+        finished()
+    if place:
+        raise RuntimeError(f"the generator left out {len(place)} of {len(requests)} completions")
+    return groups
+
+
+def in_both_orders(pairs: Sequence[Pair]) -> list[Pair]:
+    """Every pair, followed by itself in the other order."""
+    return [shown for pair in pairs for shown in (pair, swap(pair))]
+
+
+@dataclasses.dataclass
+class Rollouts:
+    """P groups of G samples, group-major in `examples`. `reward_PG` is all that a sample earned, `advantage_PG` what is
+    made of it. `version` counts the optimiser steps of the policy that sampled; `extra` goes to the metrics."""
+
+    groups: list[Group]
+    examples: list[Example]
+    right_PG: np.ndarray
+    reward_PG: np.ndarray
+    advantage_PG: np.ndarray
+    version: int
+    extra: dict[str, float]
+
+    @property
+    def sampler_logprobs(self) -> list[tuple[float, ...]]:
+        return [logprobs for group in self.groups for logprobs in group.sampler_logprobs]
+
+    def metrics(self) -> dict[str, float]:
+        lengths = np.array([len(example.completion_ids) for example in self.examples])
+        verdicts = [verdict for group in self.groups for verdict in group.verdicts]
+        finished = [done for group in self.groups for done in group.finished]
+        reward = self.reward_PG
+        return {
+            "reward_mean": float(reward.mean()),
+            "reward_std": float(reward.std()),
+            "accuracy": float(self.right_PG.mean()),
+            "zero_variance_groups": float((reward.max(-1) == reward.min(-1)).mean()),
+            "invalid_rate": float(np.mean([verdict is None for verdict in verdicts])),
+            "truncation_rate": float(1 - np.mean(finished)),
+            "response_length": float(lengths.mean()),
+            "response_length_max": float(lengths.max()),
+            "truncated_prompts": float(sum(group.truncated for group in self.groups)),
+            **self.extra,
+        }
+
+
+def verdict_rewards(groups: Sequence[Group], config: TrainConfig) -> np.ndarray:
+    """What the verdicts earn [P, G]: ±1, blended with consistency over both orders where that is asked for."""
+    reward_PG = np.array([[verdict_reward(v, group.shown.label) for v in group.verdicts] for group in groups])
+    weight = config.reward.consistency
+    return consistency_reward(reward_PG, weight) if weight else reward_PG
+
+
+def informative(groups: Sequence[Group], config: TrainConfig) -> np.ndarray:
+    """Whose samples' verdicts did not all earn the same, bool [P]; with consistency, either order of the pair."""
+    reward_PG = verdict_rewards(groups, config)
+    differ_P = reward_PG.max(-1) > reward_PG.min(-1)
+    return np.repeat(differ_P.reshape(-1, 2).any(-1), 2) if config.reward.consistency else differ_P
+
+
+def assemble(groups: list[Group], config: TrainConfig, version: int, **extra: float) -> Rollouts:
+    """Rewards by `config.reward`, and the advantages that follow from them."""
+    limit, reward = config.rollout.max_new_tokens, config.reward
+    examples = [Example(group.prompt_ids, ids) for group in groups for ids in group.completion_ids]
+    earned_PG = verdict_rewards(groups, config)
+    right_PG = np.array([[v == group.shown.label for v in group.verdicts] for group in groups])
+    length_PG = np.array([[len(ids) for ids in group.completion_ids] for group in groups])
+    invalid_PG = np.array([[v is None for v in group.verdicts] for group in groups])
+    earned_PG = earned_PG - reward.invalid * invalid_PG - reward.length * length_PG / limit
+    earned_PG = earned_PG + overlong_penalty(length_PG, limit, reward.overlong_tokens)
+    if reward.consistency:
+        extra["order_consistency"] = _order_consistency(groups)
+    rollouts = Rollouts(groups, examples, right_PG, earned_PG, earned_PG, version, extra)
+    rollouts.advantage_PG = np.asarray(group_advantages(earned_PG, config.grpo.normalise_std))
+    return rollouts
+
+
+def add_rewards(rollouts: Rollouts, more_PG: np.ndarray, config: TrainConfig) -> None:
+    """Adds to the rewards, and takes the advantages anew."""
+    rollouts.reward_PG = rollouts.reward_PG + more_PG
+    rollouts.advantage_PG = np.asarray(group_advantages(rollouts.reward_PG, config.grpo.normalise_std))
+
+
+def _order_consistency(groups: Sequence[Group]) -> float:
+    """The share of samples whose two orders name the same response."""
+    agree = [
+        one is not None and two is not None and one == 3 - two
+        for first, second in zip(groups[::2], groups[1::2], strict=True)
+        for one, two in zip(first.verdicts, second.verdicts, strict=True)
+    ]
+    return float(np.mean(agree))

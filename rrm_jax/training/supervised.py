@@ -10,11 +10,12 @@ from rrm_jax.data.records import Pair, parse_pair
 from rrm_jax.data.stream import Stream
 from rrm_jax.rl.logprobs import Sequences, completion_scores
 from rrm_jax.rl.losses import supervised_loss
-from rrm_jax.training.batches import Row, build_sequences, micro_batches
-from rrm_jax.training.config import TrainConfig
+from rrm_jax.training.batches import Example, micro_batches
+from rrm_jax.training.config import PackConfig, TrainConfig
 from rrm_jax.training.evaluate import Evaluator, read_held_out
 from rrm_jax.training.rollouts import show
 from rrm_jax.training.run import Report, Run, read_rows
+from rrm_jax.training.throughput import throughput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +39,13 @@ class _Batch(NamedTuple):
     sequences: Sequences
 
 
-def _rows(run: Run, demonstrations: list[Demonstration]) -> list[Row]:
+def _examples(run: Run, demonstrations: list[Demonstration]) -> list[Example]:
     """Completions are trusted text: the control tokens that they spell are control tokens. The end token is added."""
-    tokenizer, rows = run.tokenizer, []
+    tokenizer, examples = run.tokenizer, []
     for item in demonstrations:
         prompt = show(item.pair, run.template, tokenizer, run.config.judge)
-        rows.append(Row(tuple(prompt.ids), (*tokenizer.encode_control(item.completion), tokenizer.eos_id)))
-    return rows
+        examples.append(Example(tuple(prompt.ids), (*tokenizer.encode_control(item.completion), tokenizer.eos_id)))
+    return examples
 
 
 def train_supervised(config: TrainConfig, resume: bool, report: Report) -> Path:
@@ -53,10 +54,10 @@ def train_supervised(config: TrainConfig, resume: bool, report: Report) -> Path:
     held_out = read_held_out(config, report)
     with Run(config, resume, report) as run:
         learner, size = run.learner, config.supervised.batch_size
-        stream, evaluator = Stream(_rows(run, demonstrations), config.seed), Evaluator(run, held_out)
+        stream, evaluator = Stream(_examples(run, demonstrations), config.seed), Evaluator(run, held_out)
 
-        def loss(params, batch: _Batch):
-            scores = completion_scores(learner.decoder, params, batch.sequences, 1.0, learner.options)
+        def loss(model, batch: _Batch):
+            scores = completion_scores(learner.decoder, model, batch.sequences, 1.0, learner.options)
             return supervised_loss(scores.logprob, batch.sequences.mask)
 
         learner.compile(loss)
@@ -64,16 +65,21 @@ def train_supervised(config: TrainConfig, resume: bool, report: Report) -> Path:
             evaluator.evaluate(0)
         for step in range(run.first_step, config.steps + 1):
             with run.phase("update"):
-                rows = stream.batch((step - 1) * size, size)
-                tokens = sum(len(row.completion_ids) for row in rows)
-                sums = learner.update(_batches(rows, learner.rows, config.length_bucket), tokens)
-            values = {"loss": sums["loss"], "grad_norm": sums["grad_norm"], "tokens": float(tokens), **run.seconds()}
-            run.metrics.write("train", step, values, ("loss", "grad_norm"))
-            evaluator.after(step)
+                examples = stream.batch((step - 1) * size, size)
+                tokens = sum(len(example.completion_ids) for example in examples)
+                sums = learner.update(_batches(examples, config.pack, learner.ways), tokens)
+            run.check_finite(step, sums["loss"], sums["grad_norm"])
+            seconds = run.seconds()
+            values = {"loss": sums["loss"], "grad_norm": sums["grad_norm"], "tokens": float(tokens)}
+            work = learner.decoder, examples, seconds, learner.mesh.devices.size, 1
+            values |= throughput(*work, adapters=learner.frozen is not None)
+            run.metrics.write("train", step, values | seconds, ("loss", "grad_norm"))
+            if evaluator.due(step):
+                evaluator.evaluate(step)
             run.finish_step(step)
     return run.directory
 
 
-def _batches(rows: list[Row], size: int, length_bucket: int) -> Iterator[_Batch]:
-    for group in micro_batches([row.length for row in rows], size):
-        yield _Batch(build_sequences([rows[at] for at in group], size, length_bucket))
+def _batches(examples: list[Example], pack: PackConfig, ways: int) -> Iterator[_Batch]:
+    for batch in micro_batches(examples, range(len(examples)), pack, ways):
+        yield _Batch(batch.sequences())

@@ -4,10 +4,13 @@ import collections
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rrm_jax.data.records import Pair
 from rrm_jax.data.stream import PairStream, Stream, coin, swap
-from rrm_jax.training.batches import Row, bucket, build_sequences, micro_batches, pad_along_completion
+from rrm_jax.training.batches import Example, bucket, micro_batches
+from rrm_jax.training.config import PackConfig
 
 
 def test_buckets_hold_their_length_and_are_few():
@@ -19,24 +22,59 @@ def test_buckets_hold_their_length_and_are_few():
         assert size <= 64 or length > size * 0.66 - 1 or size == 128
 
 
-def test_micro_batches_cover_every_row_once():
-    lengths = [5, 9, 1, 7, 7, 3, 2]
-    groups = list(micro_batches(lengths, 3))
-    assert sorted(at for group in groups for at in group) == list(range(7))
-    assert [len(group) for group in groups] == [3, 3, 1]
-    flat = [lengths[at] for group in groups for at in group]
-    assert flat == sorted(lengths)
+def _examples(lengths):
+    return [Example(tuple(range(1, prompt + 1)), tuple(range(50, 50 + own))) for prompt, own in lengths]
 
 
-def test_sequences_by_hand():
-    found = build_sequences([Row((7, 8, 9), (1, 2)), Row((5,), (3,))], 3, 4)
-    np.testing.assert_array_equal(found.tokens[0], [7, 8, 9, 1, 2, 0, 0, 0])
-    np.testing.assert_array_equal(found.segments, [[1] * 5 + [0] * 3, [1, 1] + [0] * 6, [0] * 8])
-    np.testing.assert_array_equal(found.sources[0, :2], [2, 3])
-    np.testing.assert_array_equal(found.targets[:2, :2], [[1, 2], [3, 0]])
-    np.testing.assert_array_equal(found.mask, [[1, 1, 0, 0], [1, 0, 0, 0], [0] * 4])
-    padded = pad_along_completion([[0.5, 0.25], [1.0]], 3, 4)
-    np.testing.assert_array_equal(padded, [[0.5, 0.25, 0, 0], [1, 0, 0, 0], [0] * 4])
+def test_a_packed_row_by_hand():
+    examples = _examples([(3, 2), (1, 1), (2, 3)])
+    (batch,) = micro_batches(examples, [0, 1, 2], PackConfig(row_tokens=8, micro_batch_tokens=100), ways=2)
+    assert batch.rows == ((0, 1), (2,))  # longest first, each into the first row that has room
+    found = batch.sequences()
+    np.testing.assert_array_equal(found.tokens, [[1, 2, 3, 50, 51, 1, 50, 0], [1, 2, 50, 51, 52, 0, 0, 0]])
+    np.testing.assert_array_equal(found.positions, [[0, 1, 2, 3, 4, 0, 1, 0], [0, 1, 2, 3, 4, 0, 0, 0]])
+    np.testing.assert_array_equal(found.segments, [[1] * 5 + [2] * 2 + [0], [1] * 5 + [0] * 3])
+    np.testing.assert_array_equal(found.sources, [[2, 3, 5, 0], [1, 2, 3, 0]])
+    np.testing.assert_array_equal(found.targets, [[50, 51, 50, 0], [50, 51, 52, 0]])
+    np.testing.assert_array_equal(found.mask, [[1, 1, 1, 0], [1, 1, 1, 0]])
+    np.testing.assert_array_equal(batch.responses(), [[0, 0, 1, 0], [0, 0, 0, 0]])
+    along = batch.along([np.array([0.5, 0.25]), 3.0, [1, 2, 4]])
+    np.testing.assert_array_equal(along, [[0.5, 0.25, 3, 0], [1, 2, 4, 0]])
+    apart = {at: values.tolist() for at, values in batch.apart(along)}
+    assert apart == {0: [0.5, 0.25], 1: [3.0], 2: [1.0, 2.0, 4.0]}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 60)), min_size=1, max_size=40),
+    st.integers(8, 64), st.integers(1, 400), st.sampled_from([1, 2, 8]),
+)  # fmt: skip
+def test_every_example_is_in_one_row_and_fits(lengths, row_tokens, micro_batch_tokens, ways):
+    examples = _examples(lengths)
+    chosen = list(range(0, len(examples), 2))
+    pack = PackConfig(row_tokens=row_tokens, micro_batch_tokens=micro_batch_tokens)
+    batches = micro_batches(examples, chosen, pack, ways)
+    assert sorted(at for batch in batches for at in batch.members) == chosen
+    for batch in batches:
+        assert len(batch.rows) % ways == 0
+        assert batch.time * len(batch.rows) <= max(micro_batch_tokens, batch.time * ways)
+        for row in batch.rows:
+            assert sum(examples[at].length for at in row) <= batch.time
+            assert sum(len(examples[at].completion_ids) for at in row) <= batch.width <= batch.time
+
+
+def test_shapes_are_few_and_little_is_padding():
+    """2,048 sequences as a step of RRM-7B has them: prompts up to 4,096, completions up to 8,192, mean 2,000."""
+    rng = np.random.default_rng(0)
+    lengths = [
+        (int(p), int(c))
+        for p, c in zip(rng.integers(500, 4096, 2048), np.minimum(rng.geometric(1 / 2000, 2048), 8192), strict=True)
+    ]
+    examples, pack = _examples(lengths), PackConfig(row_tokens=4096, micro_batch_tokens=65_536)
+    batches = micro_batches(examples, range(len(examples)), pack, ways=8)
+    assert len({(len(batch.rows), batch.time, batch.width) for batch in batches}) <= 16
+    computed = sum(len(batch.rows) * batch.time for batch in batches)
+    assert sum(example.length for example in examples) / computed > 0.85
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,8 @@ from typing import Any
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
 from rrm_jax.quickstart import world
 from rrm_jax.testing import tiny_config, write_hf_checkpoint
+from rrm_jax.training.config import TrainConfig
+from rrm_jax.training.train import train
 
 
 def make_base(directory: Path) -> Path:
@@ -20,6 +22,17 @@ def make_data(directory: Path) -> None:
     world.write_jsonl(directory / "eval.jsonl", world.pairs(6, 2))
     world.write_jsonl(directory / "demonstrations.jsonl", world.demonstrations(40, 3, 0.5, thinking=False))
     (directory / "template.toml").write_text(world.TEMPLATE, encoding="utf-8")
+
+
+def make_home(directory: Path) -> Path:
+    """A base model, data, `warm`: a model that gives verdicts, and `full`: an ordinary run of three steps."""
+    make_base(directory / "base")
+    make_data(directory)
+    warm_up = {"method": "supervised", "steps": 40, "checkpoint": {"every": 40, "keep": 1}}
+    paths = {"model__path": str(directory / "base"), "data__train": str(directory / "demonstrations.jsonl")}
+    for name, changes in (("warm", warm_up | paths | {"supervised__batch_size": 16}), ("full", {})):
+        train(TrainConfig.model_validate(settings(directory, name, **changes)), False, lambda message: None)
+    return directory
 
 
 def settings(directory: Path, output: str, **changes: Any) -> dict[str, Any]:
@@ -37,8 +50,7 @@ def settings(directory: Path, output: str, **changes: Any) -> dict[str, Any]:
         "grpo": {"mini_batch_prompts": 2, "kl_coef": 0.01},
         "supervised": {"batch_size": 8},
         "optimizer": {"learning_rate": 1e-2},
-        "micro_batch_rows": 8,
-        "length_bucket": 8,
+        "pack": {"row_tokens": 64, "micro_batch_tokens": 512},
         "checkpoint": {"every": 1, "keep": 5},
     }
     for key, value in changes.items():
