@@ -24,6 +24,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "head": (),
     "mlp": ("tensor",),
     "norm": (),
+    "rank": (),  # of an adapter: too few to split
     "layers": (),
 }
 
