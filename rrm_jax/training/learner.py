@@ -11,7 +11,6 @@ import optax
 
 from rrm_jax.checkpoints.load import load_model
 from rrm_jax.checkpoints.training_state import TrainingCheckpoints
-from rrm_jax.errors import RrmError
 from rrm_jax.models import lora
 from rrm_jax.models.attention import choose_backend
 from rrm_jax.models.decoder import Options, Params
@@ -159,11 +158,6 @@ class Learner:
         self.params, opt_state, meta = checkpoints.restore(step, self._abstract, abstract)
         self._opt_state = self._at_rest(opt_state)
         self.version, self._sampler_version, self._working = meta["version"], -1, None
-        if self.frozen is not None and meta.get("facts", {}).get("base_fingerprint") != self.base_fingerprint:
-            raise RrmError(
-                f"the adapters of {self.config.output} were trained on another model than {self.config.model.path} "
-                "holds now; put the old one back, or begin another run"
-            )
         return meta
 
 

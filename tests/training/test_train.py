@@ -82,22 +82,7 @@ def test_stored_old_logprobs_make_the_clip_act(home):
     assert any(row["clip_low"] + row["clip_high"] > 0 for row in rows)
 
 
-def test_every_split_into_micro_batches_gives_the_same_step(home, monkeypatch):
-    """16 completions one a row, packed, in one micro-batch and in 16 (float32: only the order of sums differs)."""
-    monkeypatch.setattr(learner_module, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
-    norms, losses = [], []
-    for row_tokens, tokens in ((32, 32), (32, 160), (64, 512), (128, 128), (1024, 1024)):
-        pack = {"row_tokens": row_tokens, "micro_batch_tokens": tokens}
-        name = f"pack{row_tokens}x{tokens}"
-        (row,) = read_metrics(_train(home, name, pack=pack, steps=1, grpo__mini_batch_prompts=4), "train")
-        norms.append(row["grad_norm"])
-        losses.append(row["loss"])
-    assert norms[0] > 0.01
-    np.testing.assert_allclose(norms, norms[0], rtol=1e-4)
-    np.testing.assert_allclose(losses, losses[0], rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(2, 2, 2)])
 def test_one_and_eight_devices_take_the_same_step(home, shape, monkeypatch):
     """Supervised steps: the same losses on one device and on a data × fsdp × tensor mesh (float32, rel 1e-4)."""
     changes = {"method": "supervised", "data__train": str(home / "demonstrations.jsonl"), "steps": 3}
