@@ -1,4 +1,7 @@
-"""The three kinds of directory that hold a model, behind one interface."""
+"""The three kinds of directory that hold a model, behind one interface.
+
+RUN is a training run's latest step; RUN/checkpoints/40 another one, and RUN/checkpoints/best its best.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -19,6 +22,8 @@ from rrm_jax.checkpoints.assets import (
     refuse,
 )
 from rrm_jax.checkpoints.hf import HfWeights, cast
+from rrm_jax.checkpoints.lora_run import Adapters, Lora, read_lora
+from rrm_jax.checkpoints.run_files import CONFIG_YAML, chosen_step, split_step
 from rrm_jax.checkpoints.store import MANIFEST, PARAMS, Arrays, complete_steps, mismatches, read_manifest, read_meta
 from rrm_jax.errors import RrmError
 from rrm_jax.models.config import DecoderConfig
@@ -61,7 +66,9 @@ class Source(Protocol):
 
 def resolve_kind(path: str | Path) -> Kind:
     """What kind of model directory `path` is. Raises RrmError when it is none, or one that was never finished."""
-    path = Path(path)
+    path, step = split_step(Path(path))
+    if step is not None:
+        return "run"
     if not path.exists():
         left = incomplete_name(path)
         hint = f"; an interrupted run left {left}, run it again" if path.name and left.exists() else ""
@@ -84,7 +91,11 @@ def resolve_kind(path: str | Path) -> Kind:
 
 def open_source(path: str | Path) -> Source:
     """Opens a model directory and checks, without reading weights, that it holds what its config.json describes."""
-    return {"hf": HfSource, "converted": ConvertedSource, "run": RunSource}[resolve_kind(path)](Path(path))
+    (path, step), kind = split_step(Path(path)), resolve_kind(path)
+    if kind == "run":
+        lora = read_lora(path)
+        return RunSource(path, step) if lora is None else LoraRunSource(path, step, lora)
+    return {"hf": HfSource, "converted": ConvertedSource}[kind](path)
 
 
 class HfSource:
@@ -97,7 +108,7 @@ class HfSource:
         self._weights = HfWeights(path, self.config)
         self.notes = self._weights.notes
         self.facts = read_json(path / FACTS) if (path / FACTS).is_file() else {}
-        self._specs = {".".join(names): spec for names, spec in named_specs(self.config)}
+        self._specs = _unstacked_specs(self.config)
 
     def dtype(self, names: Names, spec: ParamSpec) -> np.dtype:
         return self._weights.dtype(spec)
@@ -106,12 +117,7 @@ class HfSource:
         return self._weights.read(spec)
 
     def load(self, abstract: Mapping[str, Any]) -> dict[str, Any]:
-        return jax.tree.map_with_path(self._place, abstract)
-
-    def _place(self, path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        spec = self._specs[jax.tree_util.keystr(path, simple=True, separator=".")]
-        tensor = cast(self.read((), spec), np.dtype(leaf.dtype), spec.hf)
-        return jax.make_array_from_callback(spec.shape, leaf.sharding, lambda index: tensor[index])
+        return _place_each(self, self._specs, abstract)
 
     def fingerprint(self) -> str:
         return fingerprint.combine(
@@ -147,24 +153,27 @@ class ConvertedSource:
 
 
 class RunSource:
-    """The latest complete step of a training run. Its parameters are the stacked float32 masters."""
+    """A complete step of a training run ("40", "best"; None: the latest). Its parameters are stacked, in float32."""
 
     kind: Kind = "run"
     stacked = True
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, wanted: str | None):
         self.path, self.assets = path, path / "assets"
         self.config = read_config(self.assets)
         self.steps = complete_steps(path / "checkpoints")
-        if not self.steps:
-            raise RrmError(f"{path} is a training run without a complete checkpoint yet")
-        step = path / "checkpoints" / str(self.steps[-1])
-        self.facts: dict[str, Any] = {"step": self.steps[-1]} | dict(read_meta(step).get("facts") or {})
+        number = chosen_step(path, wanted, self.steps)
+        step = path / "checkpoints" / str(number)
+        self.facts: dict[str, Any] = {"step": number} | dict(read_meta(step).get("facts") or {})
         self.notes: list[str] = []
+        self._open(step)
+
+    def _open(self, step: Path) -> None:
         self._arrays = Arrays(step, PARAMS)
         specs = jax.tree.leaves_with_path(param_specs(self.config, stacked=True), is_leaf=is_spec)
         self._specs = {jax.tree_util.keystr(keys, simple=True, separator="."): spec for keys, spec in specs}
-        _check(path, mismatches(self._arrays.stored, {k: s.shape for k, s in self._specs.items()}, step / PARAMS))
+        shapes = {name: spec.shape for name, spec in self._specs.items()}
+        _check(self.path, mismatches(self._arrays.stored, shapes, step / PARAMS))
 
     @staticmethod
     def _locate(names: Names) -> tuple[str, int | None]:
@@ -188,6 +197,65 @@ class RunSource:
             if "embed" not in spec.axes:
                 digest.update(name.encode() + self._arrays.read(name).tobytes())
         return digest.hexdigest()
+
+
+class LoraRunSource(RunSource):
+    """A complete step of a run that trained adapters: the base with them added, in float32.
+
+    One matrix at a time is read and added to on the host, so that no second copy of the model exists.
+    """
+
+    stacked = False
+
+    def __init__(self, path: Path, wanted: str | None, lora: Lora):
+        self._lora = lora
+        super().__init__(path, wanted)
+
+    def _open(self, step: Path) -> None:
+        self._specs = _unstacked_specs(self.config)
+        self._adapters = Adapters(step, self.config, self._lora)
+        try:
+            self._base = open_source(self._lora.base)
+        except RrmError as error:
+            raise RrmError(
+                f"{self.path} holds adapters of {self._lora.base}, which is needed to read them: {error}\n"
+                f"  put it back, or set model.path in {self.path / CONFIG_YAML} to where it is now"
+            ) from None
+        recorded, found = self.facts.get("base_fingerprint"), self._base.fingerprint()
+        if recorded != found:
+            raise RrmError(
+                f"{self.path} holds adapters of another model than {self._lora.base} is now: fingerprint {recorded}, "
+                f"not {found}; put back the one it was trained on, or set model.path in {self.path / CONFIG_YAML} to it"
+            )
+        self.notes += self._base.notes
+
+    def dtype(self, names: Names, spec: ParamSpec) -> np.dtype:
+        return np.dtype(np.float32)
+
+    def read(self, names: Names, spec: ParamSpec) -> np.ndarray:
+        return self._adapters.add(names, self._base.read(names, spec))
+
+    def load(self, abstract: Mapping[str, Any]) -> dict[str, Any]:
+        return _place_each(self, self._specs, abstract)
+
+    def fingerprint(self) -> str:
+        return self._adapters.fingerprint(self.facts["base_fingerprint"])
+
+
+def _unstacked_specs(config: DecoderConfig) -> dict[str, ParamSpec]:
+    return {".".join(names): spec for names, spec in named_specs(config)}
+
+
+def _place_each(source: Source, specs: Mapping[str, ParamSpec], abstract: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of unstacked parameters, each read on the host, cast and sent to its devices before the next."""
+
+    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        spec = specs[name]
+        tensor = cast(source.read(tuple(name.split(".")), spec), np.dtype(leaf.dtype), spec.hf)
+        return jax.make_array_from_callback(spec.shape, leaf.sharding, lambda index: tensor[index])
+
+    return jax.tree.map_with_path(place, abstract)
 
 
 def _check(path: Path, problems: list[str]) -> None:
