@@ -14,6 +14,7 @@ from rrm_jax.cli import (
     quickstart,
     rank,
     replay,
+    report,
     template,
     train,
     verdicts,
@@ -40,6 +41,7 @@ _app.command("convert")(convert.command)
 _app.command("export")(export.command)
 _app.command("inspect")(inspect.command)
 _app.command("train")(train.command)
+_app.command("report")(report.command)
 _app.command("quickstart")(quickstart.command)
 _app.command("generate")(generate.command)
 _app.command("judge")(judge.command)

@@ -1,86 +1,148 @@
 """A training run's directory: made, checked and resumed here, whatever the method.
 
-RUN/config.yaml     the resolved configuration
-RUN/run.json        versions, git revision, data fingerprints, seed
+RUN/config.yaml     the resolved configuration, as it was last resumed with
+RUN/run.json        versions, git revision, data fingerprints, seed; each time it was resumed
 RUN/assets/         config.json and tokenizer of the model, and the judge's template
-RUN/metrics.jsonl   one row a step; RUN/tensorboard/ the same
+RUN/metrics.jsonl   one row a step and an evaluation; RUN/tensorboard/ the same
+RUN/traces.jsonl    some of each step's completions, to be read
 RUN/checkpoints/    parameters, optimiser state and position, every `checkpoint.every` steps
 """
 
 import itertools
+import math
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
 
-import yaml
+import jax
 
-from rrm_jax.checkpoints.assets import JUDGE_TEMPLATE, copy_assets
+from rrm_jax.checkpoints.assets import JUDGE_TEMPLATE, barrier, copy_assets
+from rrm_jax.checkpoints.run_files import CONFIG_YAML, TRACES
 from rrm_jax.checkpoints.sources import open_source
-from rrm_jax.checkpoints.training_state import TrainingCheckpoints
-from rrm_jax.data.jsonl import Reader, write_whole
+from rrm_jax.checkpoints.store import complete_steps
+from rrm_jax.checkpoints.training_state import TrainingCheckpoints, state_bytes
+from rrm_jax.data.jsonl import AppendLog, Reader, write_whole
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.errors import RrmError
 from rrm_jax.judging.template import Template, load_template, to_toml
 from rrm_jax.provenance import write_provenance
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.learner import Learner
-from rrm_jax.training.metrics import Metrics
+from rrm_jax.training.metrics import Metrics, import_wandb, keep_until
+from rrm_jax.training.resuming import PROVENANCE, check_resumed, data_files, record_resumed, write_settings
+from rrm_jax.training.stopping import Stopped, StopSignals
 
 Report = Callable[[str], None]
 
 
 class Run:
-    """What every training method needs around its own loop. Use as a context manager."""
+    """What every training method needs around its own loop. Use as a context manager.
+
+    `first_step` is the next one to take, `meta` what was saved with the one before ({} where there is none).
+
+    Asked to stop by a signal, a run leaves its loop where its state is that of a finished step, which is then saved:
+    in `finish_step`, and in `check_stop`, which the loop calls often while it samples and scores. So a scheduler's
+    grace period must be long enough for an update and the writing of a checkpoint.
+    """
 
     def __init__(self, config: TrainConfig, resume: bool, report: Report):
-        self.config, self.directory = config, Path(config.output)
-        self._check_directory(resume)
+        self.config, self.directory, self._report = config, Path(config.output), report
+        if config.log.wandb and jax.process_index() == 0:
+            import_wandb()
+        changed = self._check_directory(resume)
         self.template: Template = load_template(config.judge.template)
         self.tokenizer = Tokenizer.load(open_source(config.model.path).assets)
         self.learner = Learner(config)
         report(str(self.learner.attention))
         if not resume:  # nothing is written before all that can be known to be wrong has been looked at
-            self._write_directory()
-        self.checkpoints = TrainingCheckpoints(self.directory / "checkpoints", keep=config.checkpoint.keep)
-        latest = self.checkpoints.latest_step()
-        self.first_step = 1
-        if latest is not None:
-            self.learner.restore(self.checkpoints, latest)
-            self.first_step = latest + 1
-            report(f"resuming {self.directory} after step {latest}")
-        # Not even step 0 is kept where no step was: its evaluation is made again.
-        self.metrics = Metrics(self.directory, -1 if latest is None else latest)
-        self._seconds: dict[str, float] = {}
+            self._on_one_process(self._write_directory)
+        checkpoint = config.checkpoint
+        self.checkpoints = TrainingCheckpoints(self.directory / "checkpoints", checkpoint.keep, checkpoint.best)
+        with ExitStack() as opened:
+            opened.callback(self.checkpoints.close)
+            self._open(resume, changed)
+            opened.pop_all()
 
-    def _check_directory(self, resume: bool) -> None:
-        path = self.directory / "config.yaml"
-        if path.exists() and not resume:
-            raise RrmError(f"{self.directory} holds a run already; give --resume to go on, or another output=")
-        if resume and not path.exists():
-            raise RrmError(f"{self.directory} holds no run to resume (no config.yaml)")
+    def _open(self, resume: bool, changed: dict[str, list[Any]]) -> None:
+        latest, self.meta = self.checkpoints.latest_step(), {}
+        if latest is None and "model.path" in changed:
+            raise RrmError(f"{self.directory} has no checkpoint yet, so model.path cannot change; train anew")
+        if latest is not None:
+            self._check_reached(latest)
+            self.meta: dict[str, Any] = self.learner.restore(self.checkpoints, latest)
+            self._check_base()
+            self._report(f"resuming {self.directory} after step {latest}")
+        decays = self.config.optimizer.schedule != "constant"
+        for key, (before, now) in changed.items():
+            note = ", where the learning rate's decay now ends" if key == "steps" and decays else ""
+            self._report(f"resuming with {key} {now!r}{note}; it was {before!r}")
+        self._finished = latest or 0
+        self._extra: dict[str, Any] = {}
+        self._saved, self._version = True, self.learner.version  # nothing to save where nothing was finished
+        self.first_step = self._finished + 1
+        self._check_room()
         if resume:
-            before = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
-            now = _flat(self.config.model_dump(mode="json"))
-            changed = sorted(key for key in {**before, **now} if now.get(key) != before.get(key))
-            if changed:
-                raise RrmError(
-                    f"cannot resume {self.directory} with another configuration: {', '.join(changed)} changed"
-                )
+            self._on_one_process(lambda: record_resumed(self.directory, self.config, self._finished, changed))
+        # Not even step 0 is kept where no step was: its evaluation is made again.
+        kept = -1 if latest is None else latest
+        self.metrics = Metrics(self.directory, kept, self.config)
+        self._on_one_process(lambda: keep_until(self.directory / TRACES, kept))
+        self._traces: AppendLog | None = None
+        self._seconds: dict[str, float] = {}
+        self._signals = StopSignals()
+
+    def _check_directory(self, resume: bool) -> dict[str, list[Any]]:
+        exists = (self.directory / CONFIG_YAML).exists()
+        if exists and not resume:
+            raise RrmError(f"{self.directory} holds a run already; give --resume to go on, or another output=")
+        if resume and not exists:
+            raise RrmError(f"{self.directory} holds no run to resume (no {CONFIG_YAML})")
+        return check_resumed(self.directory, self.config) if resume else {}
+
+    def _check_reached(self, latest: int) -> None:
+        if latest > self.config.steps:
+            raise RrmError(f"{self.directory} has reached step {latest}; steps={self.config.steps} is below that")
+
+    def _check_base(self) -> None:
+        began, now = self.meta["facts"]["base_fingerprint"], self.learner.base_fingerprint
+        if began != now:
+            raise RrmError(
+                f"{self.config.model.path} is not the model that {self.directory} began with (fingerprint {now[:12]}, "
+                f"not {began[:12]}); give model.path of that one, or train anew with another output="
+            )
+
+    @staticmethod
+    def _on_one_process(write: Callable[[], None]) -> None:
+        if jax.process_index() == 0:
+            write()
+        barrier("run")
 
     def _write_directory(self) -> None:
         """config.yaml comes last: a directory that has it has the rest."""
         config = self.config
         resolved = config.model_dump(mode="json")
-        inputs = {name: file for name, file in (("train", config.data.train), ("eval", config.data.eval)) if file}
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             copy_assets(self.learner.assets, self.directory / "assets")
             write_whole(self.directory / "assets" / JUDGE_TEMPLATE, to_toml(self.template))
-            write_provenance(self.directory / "run.json", config=resolved, seed=config.seed, inputs=inputs)
-            write_whole(self.directory / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+            made = self.directory / PROVENANCE
+            write_provenance(made, config=resolved, seed=config.seed, inputs=data_files(config))
+            write_settings(self.directory, config)
         except OSError as error:
             raise RrmError(f"cannot write {error.filename or self.directory}: {error.strerror or error}") from None
+
+    def _check_room(self) -> None:
+        """Before the first step: whether checkpoints fit on the file system."""
+        if self._finished >= self.config.steps:
+            return
+        measured = _Measured()
+        self.learner.save(cast(TrainingCheckpoints, measured), self._finished, {})
+        warning = self.checkpoints.check_room(measured.size)
+        if warning:
+            self._report(warning)
 
     @contextmanager
     def phase(self, name: str):
@@ -94,32 +156,106 @@ class Run:
         taken, self._seconds = self._seconds, {}
         return {f"seconds_{name}": seconds for name, seconds in taken.items()}
 
-    def finish_step(self, step: int) -> None:
-        """Saves where the configuration says so; the last step always. Returns before the file is written."""
-        if step % self.config.checkpoint.every == 0 or step == self.config.steps:
-            facts = {
-                "judge_template_sha256": self.template.sha256,
-                "judge_thinking": self.config.judge.thinking,
-            }
-            self.learner.save(self.checkpoints, step, {"step": step, "facts": facts})
+    def write_traces(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Appends completions (JSON, whatever their texts hold) to `traces.jsonl`, before the step is finished."""
+        if jax.process_index() != 0:
+            return
+        for row in rows:
+            if self._traces is None:
+                self._traces = AppendLog(self.directory / TRACES)
+            self._traces.append({"step": step, **row})
+
+    def check_finite(self, step: int, loss: float, grad_norm: float) -> None:
+        """Raises RrmError, which says what to go on from, for numbers that are not finite and for an exploded norm."""
+        limit = self.config.optimizer.stop_norm
+        if math.isfinite(loss) and math.isfinite(grad_norm) and grad_norm <= limit:
+            return
+        self.checkpoints.wait()
+        steps = complete_steps(self.directory / "checkpoints")
+        if steps:
+            last = self.directory / "checkpoints" / str(steps[-1])
+            there = f"the last good checkpoint is {last}: go on from it with --resume"
+        else:
+            there = "there is no checkpoint yet: begin again with --resume"
+        raise RrmError(
+            f"step {step}: the loss is {loss:.6g} and the gradient's norm {grad_norm:.6g} (optimizer.stop_norm is "
+            f"{limit:g}); the update was not applied. {there[0].upper()}{there[1:]} and a lower "
+            "optimizer.learning_rate or optimizer.clip_norm; the same settings would come to the same numbers"
+        )
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run was asked to stop, as the last `check_stop` or `finish_step` found."""
+        return self._signals.agreed
+
+    def check_stop(self) -> None:
+        """Leaves the loop, for the end of the `with`, if the run was asked to stop and nothing would be lost.
+
+        That is until a step's first update; from then on this does nothing until the step is finished. Cheap: call it
+        after every phase and every completion. With several processes, each calls it as often as the others, from the
+        thread that runs the loop.
+        """
+        # Rollouts in advance are saved with a step, and gone once the next one has taken them.
+        savable = self._saved or not self.config.rollout.asynchronous
+        if self._signals.agree() and savable and self._version == self.learner.version:
+            raise Stopped
+
+    def finish_step(self, step: int, *, before_saving: Callable[[], None] | None = None, **extra: Any) -> None:
+        """Saves where the configuration says so, and the last step; leaves the loop if the run was asked to stop.
+
+        `extra` is JSON, saved with the step and in `meta` once the run is resumed after it; `before_saving` writes
+        what else an asynchronous run needs. Returns before the checkpoint is written.
+        """
+        self._finished, self._extra, self._version = step, extra, self.learner.version
+        self._saved, last = False, step == self.config.steps
+        stopping = self._signals.agree()
+        if stopping or last or step % self.config.checkpoint.every == 0:
+            if before_saving is not None:
+                before_saving()
+            self._save()
+        if stopping and not last:
+            raise Stopped
+
+    def _save(self) -> None:
+        facts = {
+            "judge_template_sha256": self.template.sha256,
+            "judge_thinking": self.config.judge.thinking,
+            "base_fingerprint": self.learner.base_fingerprint,
+        }
+        self.learner.save(self.checkpoints, self._finished, {"step": self._finished, "facts": facts, **self._extra})
+        self._saved = True
 
     def __enter__(self) -> "Run":
+        self._signals.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        try:
-            self.checkpoints.close()  # waits for what is being written
-        finally:
-            self.metrics.close()
+    def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> bool:
+        with ExitStack() as closing:  # each is closed, whatever the others raise; the signals are let go last
+            closing.callback(self._signals.__exit__)
+            closing.callback(self.metrics.close)
+            if self._traces is not None:
+                closing.callback(self._traces.close)
+            closing.callback(self.checkpoints.close)  # waits for what is being written
+            if kind is Stopped and not self._saved:
+                self._save()
+        if kind is Stopped:
+            after = f"after step {self._finished}, which is saved" if self._finished else "before a step was finished"
+            self._report(
+                f"stopped by {self._signals.noted or 'a signal to another process'} {after}; go on with the same "
+                "command and --resume"
+            )
+        return kind is Stopped
+
+
+class _Measured:
+    """In place of the checkpoints: what a learner would save, in bytes."""
+
+    size = 0
+
+    def save(self, step: int, params: Any, opt_state: Any, meta: dict[str, Any]) -> None:
+        self.size = state_bytes(params, opt_state)
 
 
 def read_rows[T](path: str, parse: Callable[[dict], T], limit: int | None, report: Report) -> list[T]:
     """The first `limit` rows (None: all) of a data file. Bad rows are reported and left out, and no row is an error."""
     return [row for _, row in itertools.islice(Reader(Path(path), parse, report=report), limit)]
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

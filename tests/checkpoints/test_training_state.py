@@ -1,7 +1,10 @@
 """Training state: restored onto another mesh, and whole or absent whatever kills the writer."""
 
+import json
+import logging
 import resource
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,7 @@ import pytest
 
 from rrm_jax.checkpoints import training_state
 from rrm_jax.checkpoints.store import COMMITTED, complete_steps
-from rrm_jax.checkpoints.training_state import TrainingCheckpoints
+from rrm_jax.checkpoints.training_state import TrainingCheckpoints, state_bytes
 from rrm_jax.errors import RrmError
 from rrm_jax.models.params import abstract_params
 from rrm_jax.parallel.mesh import MeshShape, make_mesh, param_sharding, replicated
@@ -147,7 +150,7 @@ def test_a_writer_killed_at_any_time_leaves_whole_steps(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of writers whose save has failed
-def test_a_save_that_cannot_be_written_is_reported(tmp_path):
+def test_a_save_that_cannot_be_written_is_reported_once(tmp_path, caplog):
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
     params, opt_state = state(mesh, 0)
     params = params | {"large": jnp.zeros(1_000_000)}
@@ -156,13 +159,58 @@ def test_a_save_that_cannot_be_written_is_reported(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
     try:
         checkpoints.save(1, params, opt_state, {})
-        with pytest.raises(RrmError, match=r"cannot write .*: File too large"):
+        with pytest.raises(RrmError, match=r"cannot write .*: File too large; .* --resume"):
             checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert checkpoints.latest_step() is None
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_keep_must_be_positive(tmp_path):
     with pytest.raises(RrmError, match="keep"):
         TrainingCheckpoints(tmp_path, keep=0)
+
+
+def write_evaluations(run, values: dict[int, float]) -> None:
+    rows = [{"kind": "eval", "step": step, "accuracy": value, "other": -value} for step, value in values.items()]
+    text = "".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "eval", "step": 9, "accuracy": 1.0'
+    (run / "metrics.jsonl").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "left"),
+    [
+        ({1: 0.5, 2: 0.8, 4: 0.8}, "accuracy", ["2", "4", "5"]),  # the first of equals
+        ({1: 0.9, 2: 0.8, 5: 0.95}, "accuracy", ["4", "5"]),
+        ({1: 0.9, 2: float("nan")}, "accuracy", ["1", "4", "5"]),
+        ({1: 0.9, 2: 0.1}, "other", ["2", "4", "5"]),
+        ({7: 0.9}, "accuracy", ["4", "5"]),  # evaluated, but never saved
+        ({1: 0.9}, None, ["4", "5"]),
+    ],
+)
+def test_the_best_step_stays_as_the_metrics_have_it(tmp_path, values, best, left):
+    one = {"x": jnp.ones(3)}
+    write_evaluations(tmp_path, values)
+    checkpoints = TrainingCheckpoints(tmp_path / "checkpoints", keep=2, best=best)
+    for step in range(1, 6):
+        checkpoints.save(step, one, one, {})
+    checkpoints.close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == left
+
+
+def test_there_must_be_room_for_one_and_should_be_for_all(tmp_path, monkeypatch):
+    one, two = {"x": jnp.ones(250, jnp.bfloat16)}, {"y": np.ones((25, 10), np.int16)}
+    size = state_bytes(one, two)
+    assert size == 1000
+    free = 0
+    monkeypatch.setattr(training_state.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    checkpoints = TrainingCheckpoints(tmp_path, keep=3)
+    with pytest.raises(RrmError, match=r"it takes 0.000954 MiB, and 0 MiB are free; make room"):
+        checkpoints.save(1, one, two, {})
+    free = 3999
+    assert "up to 4 more checkpoints" in checkpoints.check_room(size)
+    checkpoints.save(1, one, two, {})
+    checkpoints.wait()
+    assert checkpoints.check_room(size) is None  # three more beside the one that is there
+    checkpoints.close()

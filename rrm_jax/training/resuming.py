@@ -1,0 +1,96 @@
+"""What a run that goes on may have changed in its configuration, and the record of what it did change."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rrm_jax.checkpoints.assets import read_json
+from rrm_jax.checkpoints.run_files import CONFIG_YAML, read_settings
+from rrm_jax.data.jsonl import write_whole
+from rrm_jax.errors import RrmError
+from rrm_jax.provenance import fingerprint, provenance
+from rrm_jax.training.config import TrainConfig
+
+PROVENANCE = "run.json"
+MAY_CHANGE = (
+    # Where it runs and what it keeps, writes and looks at: every step stays the same, up to the order of sums.
+    "output",
+    "model.path",  # the fingerprint says whether it is the same model
+    "mesh.",
+    "pack.",
+    "rollout.batch_size",
+    "model.attention",
+    "model.remat",
+    "optimizer.offload",
+    "grpo.offload_reference",
+    "checkpoint.",
+    "eval.every",
+    "log.",
+    # How far it goes. A decaying schedule then ends at another step, and is another one from here on.
+    "steps",
+    # What ends a run that explodes, or keeps it from that; the steps from here on are other ones.
+    "optimizer.learning_rate",
+    "optimizer.clip_norm",
+    "optimizer.stop_norm",
+)
+"""Settings, or sections (with a dot at their end), that a resumed run may have changed."""
+_FILES = {"data.train": "train", "data.eval": "eval"}
+
+
+def data_files(config: TrainConfig) -> dict[str, str | Path]:
+    files = {"train": config.data.train, "eval": config.data.eval}
+    return {name: path for name, path in files.items() if path}
+
+
+def check_resumed(directory: Path, config: TrainConfig) -> dict[str, list[Any]]:
+    """The settings that differ from those of the run in `directory`: {"a.b": [before, now]}.
+
+    Raises RrmError where one may not, and where a data file is not the one that the run began with, by its SHA-256;
+    the same file may have moved.
+    """
+    before, now = flat(read_settings(directory)), flat(config.model_dump(mode="json"))
+    changed = {key: [before.get(key), now.get(key)] for key in {**before, **now} if before.get(key) != now.get(key)}
+    refused = [key for key in changed if key not in _FILES and not _may_change(key)]
+    inputs, files = read_json(directory / PROVENANCE).get("inputs", {}), data_files(config)
+    refused += [key for key, name in _FILES.items() if (name in inputs) != (name in files)]
+    if refused:
+        lines = "".join(f"\n  {key} changed from {before.get(key)!r} to {now.get(key)!r}" for key in sorted(refused))
+        raise RrmError(f"cannot resume {directory} with another configuration:{lines}")
+    for name, path in files.items():
+        if fingerprint(path) != inputs[name]["sha256"]:
+            raise RrmError(
+                f"cannot resume {directory} with other data: {path} is not the file that the run began with "
+                f"({inputs[name]['path']}); put that back, or train anew with another output="
+            )
+    return changed
+
+
+def record_resumed(directory: Path, config: TrainConfig, step: int, changed: dict[str, list[Any]]) -> None:
+    """Adds to run.json after which step the run went on, how and with what, and puts config.yaml up to date."""
+    facts = provenance(changed, config.seed, {})
+    entry = {"after_step": step, "changed": facts.pop("config")} | {
+        name: facts[name] for name in ("command", "versions", "git_revision", "devices", "processes")
+    }
+    made = read_json(directory / PROVENANCE)
+    made["resumed"] = [*made.get("resumed", []), entry]
+    write_whole(directory / PROVENANCE, json.dumps(made, indent=2, default=str) + "\n")
+    if changed:
+        write_settings(directory, config)
+
+
+def write_settings(directory: Path, config: TrainConfig) -> None:
+    write_whole(directory / CONFIG_YAML, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _may_change(key: str) -> bool:
+    return any(key.startswith(allowed) if allowed.endswith(".") else key == allowed for allowed in MAY_CHANGE)
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}."""
+    found = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

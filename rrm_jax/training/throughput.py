@@ -1,0 +1,112 @@
+"""How fast training is against what the devices can do: tokens a second, and model FLOPs utilisation (MFU).
+
+MFU as PaLM defines it (2204.02311, appendix B): the FLOPs that the model's own arithmetic asks for, without those of
+recomputed activations, over the devices' peak. Counted here are matrix products alone: 2 FLOPs a weight and token
+forwards, 4 backwards; attention by the keys that a token really sees; the unembedding for the tokens whose log-prob is
+asked for. Padding counts as nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from rrm_jax.models.config import DecoderConfig
+from rrm_jax.training.batches import Example
+
+# bf16, dense (without sparsity), a chip, from the makers' data sheets. The first name found in the device's is taken.
+_PEAK_FLOPS = (
+    ("GB200", 2500e12),
+    ("B200", 2250e12),
+    ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("TPU v4", 275e12),
+    ("TPU v5e", 197e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5", 459e12),  # v5p
+    ("TPU v6", 918e12),
+    ("TPU7x", 2307e12 / 2),  # JAX shows each chip's two cores as devices
+)
+
+
+class Work(NamedTuple):
+    """`tokens` that went through the layers, prompts included, and the FLOPs that this takes."""
+
+    tokens: int
+    flops: float
+
+
+def layer_weights(config: DecoderConfig) -> int:
+    """Weights of the matrices of one layer: each is multiplied once with every token."""
+    heads = 2 * config.num_heads + 2 * config.num_kv_heads
+    return config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
+
+
+def training_work(
+    config: DecoderConfig,
+    prompt_lengths: Sequence[int],
+    completion_lengths: Sequence[int],
+    *,
+    adapters: bool = False,
+) -> Work:
+    """One forward and backward pass over sequences of these lengths, in tokens.
+
+    With `adapters` the matrices are frozen: the gradients by their weights, a third of all, are not computed, and the
+    adapters' own products are too small to count.
+    """
+    prompt, completion = np.asarray(prompt_lengths, np.int64), np.asarray(completion_lengths, np.int64)
+    lengths = prompt + completion
+    tokens, scored = int(lengths.sum()), int(completion.sum())
+    windowed = sum(config.window_layers)
+    seen = (config.num_layers - windowed) * _seen(lengths, None)
+    seen += windowed * _seen(lengths, config.sliding_window)
+    weights = tokens * config.num_layers * layer_weights(config) + scored * config.vocab_size * config.hidden_size
+    flops = (4 if adapters else 6) * weights + 12 * config.num_heads * config.head_dim * seen
+    return Work(tokens, float(flops))
+
+
+def _seen(lengths: np.ndarray, window: int | None) -> int:
+    """Keys seen by all tokens of all sequences: 1 by the first, 2 by the second, never more than the window."""
+    inside = lengths if window is None else np.minimum(lengths, window)
+    return int((inside * (inside + 1) // 2 + (lengths - inside) * inside).sum())
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """bf16 FLOPs a second of a device, by its data sheet; None for a CPU, or a chip that is not known here."""
+    return next((peak for name, peak in _PEAK_FLOPS if name.lower() in device.device_kind.lower()), None)
+
+
+def device_memory() -> int | None:
+    """The most bytes that one of this process's devices ever held; None where they do not count them (CPUs)."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    return max((stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat), default=None)
+
+
+def throughput(
+    config: DecoderConfig,
+    examples: Sequence[Example],
+    seconds: Mapping[str, float],
+    devices: int,
+    passes: int,
+    *,
+    adapters: bool = False,
+) -> dict[str, float]:
+    """What a step's `seconds` (of `Run.seconds`) say, when `passes` times an update went over its `examples`.
+
+    `tokens_per_second`, prompts included, by the whole step; `mfu` of the update alone, on so many `devices`;
+    `memory_peak_gib` of one device, since the process began. What is not known of the devices is left out.
+    """
+    prompts = [len(example.prompt_ids) for example in examples]
+    completions = [len(example.completion_ids) for example in examples]
+    work = training_work(config, prompts, completions, adapters=adapters)
+    values = {"tokens_per_second": work.tokens / sum(seconds.values())}
+    peak, memory = peak_flops(jax.devices()[0]), device_memory()
+    if peak is not None:
+        values["mfu"] = passes * work.flops / seconds["seconds_update"] / (peak * devices)
+    if memory is not None:
+        values["memory_peak_gib"] = memory / 2**30
+    return values
