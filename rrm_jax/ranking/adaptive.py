@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rrm_jax.errors import RrmError
-from rrm_jax.ranking.bradley_terry import fit
+from rrm_jax.ranking.bradley_terry import draws, fit
 from rrm_jax.ranking.field import Field, Pairs, bits_at, candidate_bits, keys, real
 from rrm_jax.ranking.games import Games, Tallies, tally
 from rrm_jax.ranking.strategies import knockout_round, knockout_rounds, part
@@ -73,20 +73,15 @@ class Adaptive:
         return pairs._replace(mask=pairs.mask & (place_QR <= most_Q[:, None]))
 
     def _challenges(self, field: Field, games: Games, round_number, num_candidates: int, width: int) -> Pairs:
-        fitted = fit(tempered(tally(games, num_candidates), self.correlation), field.count)
+        tallies = tempered(tally(games, num_candidates), self.correlation)
+        theta_QC = fit(tallies, field.count).theta
         real_QC = real(field, num_candidates)
-        theta_QC = jnp.where(real_QC, fitted.theta, -jnp.inf)
-        leader_Q = jnp.argmax(theta_QC, axis=-1).astype(jnp.int32)
+        leader_Q = jnp.argmax(jnp.where(real_QC, theta_QC, -jnp.inf), axis=-1).astype(jnp.int32)
         candidate, draw = (x.ravel() for x in jnp.mgrid[:num_candidates, :width])
         bits = jax.vmap(lambda key: bits_at(key, candidate, draw))(keys(field, "challenge", round_number))
         uniform = (bits.reshape(-1, num_candidates, width) >> 8).astype(jnp.float32) * 2.0**-24 + 2.0**-25
-        normal_QCR = jax.scipy.special.ndtri(uniform)
-        # Padding has no variance: the identity there keeps the factor of the others as it is.
-        eye = jnp.eye(num_candidates) * jnp.where(real_QC, 1e-6, 1.0)[:, :, None]
-        factor_QCC = jnp.linalg.cholesky(
-            jnp.where(real_QC[:, :, None] & real_QC[:, None, :], fitted.covariance, 0) + eye
-        )
-        drawn_QCR = theta_QC[:, :, None] + factor_QCC @ normal_QCR
+        drawn_QCR = draws(tallies, theta_QC, jax.scipy.special.ndtri(uniform))
+        drawn_QCR = jnp.where(real_QC[:, :, None], drawn_QCR, -jnp.inf)
         leads = jnp.arange(num_candidates) == leader_Q[:, None]
         second = jnp.argmax(jnp.where(leads[:, :, None], -jnp.inf, drawn_QCR), axis=1).astype(jnp.int32)
         at_once_Q = jnp.asarray([self.at_once(n) for n in range(num_candidates + 1)])[field.count]

@@ -15,114 +15,126 @@ import jax
 import jax.numpy as jnp
 
 from rrm_jax.ranking.games import Tallies
+from rrm_jax.ranking.newton import Curvature, assembled, solved, whitening
 
 PRIOR = 4.0  # two standard deviations are a gap of 4: the better one wins 98 of 100
 _BIAS_PRIOR = 1.0
-_ITERATIONS = 30
+_MOST_STEPS = 100
+_ROUGH = 1e-2  # of a step's equations, solved so far that the steps still converge as Newton's do
 
 
 class Fit(NamedTuple):
     """`theta` [Q, C], natural logarithm of strength, its mean over a tournament's candidates 0 (by the prior), padding
-    0; `bias` [Q], the log-odds of being named first (0 where not fitted); `covariance` [Q, C, C] of theta, the inverse
-    Hessian of the posterior at its top; `sandwich` [Q, C, C], which holds where the model does not, or None."""
+    0; `bias` [Q], the log-odds of being named first (0 where not fitted), and `bias_variance` [Q]; `covariance`
+    [Q, C, C] of theta, the inverse Hessian of the posterior at its top; `sandwich` [Q, C, C], which holds where the
+    model does not, or None."""
 
     theta: Any
     bias: Any
     covariance: Any
+    bias_variance: Any
     sandwich: Any = None
 
 
 @functools.partial(jax.jit, static_argnames=("position_bias", "sandwich"))
-def fit(
-    tallies: Tallies, count_Q, *, prior=PRIOR, position_bias: bool = False, sandwich: bool = False, start=None
-) -> Fit:
-    """Newton's method, damped: the posterior is strictly concave, so that every start leads to its only top.
+def fit(tallies: Tallies, count_Q, *, prior=PRIOR, position_bias: bool = False, sandwich: bool = False) -> Fit:
+    """Newton's method: the posterior is strictly concave, and has one top.
 
     `prior` inf is plain maximum likelihood up to a floor of 1e-6 on the precision, which only decides what the games
-    leave open. `position_bias` fits `bias` too, with a prior of variance 1. `start` [Q, C] shortens the way.
+    leave open. `position_bias` fits `bias` too, with a prior of variance 1.
     """
-    score_QCC, size = tallies.score, tallies.score.shape[-1]
-    dtype = score_QCC.dtype
+    size, dtype = tallies.score.shape[-1], tallies.score.dtype
     precision = jnp.maximum(1 / jnp.asarray(prior, dtype), 1e-6)
     real_QC = jnp.arange(size) < jnp.asarray(count_Q)[:, None]
     # The bias is one more unknown, after the candidates.
-    width = size + position_bias
-    own = jnp.full(width, precision, dtype).at[size:].set(1 / _BIAS_PRIOR)
+    own_W = jnp.full(size + position_bias, precision, dtype).at[size:].set(1 / _BIAS_PRIOR)
+    with jax.named_scope("bradley_terry"):
+        x_QW = _top(tallies, own_W)
+        p_QCC = _expected(x_QW, size)
+        bend_QWW = assembled(_curvature(tallies.count * p_QCC * (1 - p_QCC)), own_W)
+        half_QWW = whitening(bend_QWW)
+        covariance_QWW = jnp.swapaxes(half_QWW, 1, 2) @ half_QWW
+        wrong_QWW = None
+        if sandwich:
+            squares_QCC = tallies.square - 2 * p_QCC * tallies.score + tallies.count * p_QCC * p_QCC
+            wrong_QWW = covariance_QWW @ assembled(_curvature(squares_QCC), 0 * own_W) @ covariance_QWW
+        zeros_Q = jnp.zeros(len(x_QW), dtype)
+        return Fit(
+            theta=jnp.where(real_QC, x_QW[:, :size], 0),
+            bias=x_QW[:, size] if position_bias else zeros_Q,
+            covariance=_of_real(covariance_QWW, real_QC),
+            bias_variance=covariance_QWW[:, size, size] if position_bias else zeros_Q,
+            sandwich=None if wrong_QWW is None else _of_real(wrong_QWW, real_QC),
+        )
 
-    def expected(x_QW):
-        bias = x_QW[:, size:, None] if position_bias else 0.0
-        return jax.nn.sigmoid(x_QW[:, :size, None] - x_QW[:, None, :size] + bias)
 
-    def objective(x_QW):
-        bias = x_QW[:, size:, None] if position_bias else 0.0
-        gap = x_QW[:, :size, None] - x_QW[:, None, :size] + bias
-        fits = score_QCC * jax.nn.log_sigmoid(gap) + (tallies.count - score_QCC) * jax.nn.log_sigmoid(-gap)
-        return jnp.sum(fits, axis=(1, 2)) - jnp.sum(own * x_QW**2, axis=-1) / 2
+def _top(tallies: Tallies, own_W) -> jax.Array:
+    """Where the posterior is highest [Q, W]; derivatives by the tallies are the implicit function's."""
+    size, dtype, biased = tallies.score.shape[-1], tallies.score.dtype, len(own_W) > tallies.score.shape[-1]
+    turned_QCC = jnp.swapaxes(tallies.count, 1, 2)
+    points_QCC = tallies.score + turned_QCC - jnp.swapaxes(tallies.score, 1, 2)
 
-    def scattered(x_QCC):
-        """Sums over games of x × (what a game's gap adds to each unknown)."""
-        by_candidate = jnp.sum(x_QCC, axis=2) - jnp.sum(x_QCC, axis=1)
-        return _with_bias(by_candidate, jnp.sum(x_QCC, axis=(1, 2))[:, None]) if position_bias else by_candidate
+    def newton(x_QW, least):
+        """Newton's step from x, its equations solved until the residual is `least` of what it was."""
+        there_QCC = _expected(x_QW, size)  # i's chances where i is named first, and where j is
+        back_QCC = _expected(x_QW, size, turned=True) if biased else there_QCC
+        slope_QW = jnp.sum(points_QCC - tallies.count * there_QCC - turned_QCC * back_QCC, axis=2)
+        weight_QCC = tallies.count * there_QCC * (1 - there_QCC)
+        weights = weight_QCC, turned_QCC * back_QCC * (1 - back_QCC)
+        if biased:
+            of_bias_Q = jnp.sum(tallies.score - tallies.count * there_QCC, axis=(1, 2))
+            slope_QW = jnp.concatenate([slope_QW, of_bias_Q[:, None]], axis=1)
+        return solved(jax.lax.stop_gradient(_curvature(*weights)), own_W, slope_QW - own_W * x_QW, least)
 
-    def hessian(weight_QCC):
-        """Sums over games of weight × the outer square of that."""
-        both = weight_QCC + jnp.swapaxes(weight_QCC, 1, 2)
-        inner = jnp.sum(both, axis=2)[:, :, None] * jnp.eye(size, dtype=dtype) - both
-        if not position_bias:
-            return inner
-        edge = jnp.sum(weight_QCC, axis=2) - jnp.sum(weight_QCC, axis=1)
-        last = _with_bias(edge, jnp.sum(weight_QCC, axis=(1, 2))[:, None])
-        return jnp.concatenate([jnp.concatenate([inner, edge[:, :, None]], 2), last[:, None, :]], 1)
-
-    def curvature(x_QW):
-        p = expected(x_QW)
-        return hessian(tallies.count * p * (1 - p)) + own * jnp.eye(width, dtype=dtype)
+    def shorter(move_QW):
+        """Where no game's gap changes by more than D, its curvature changes by no more than e^D times, and the
+        posterior rises for log(1 + D) / D of Newton's step at least: its height needs no look."""
+        theta_QC, bias_QX = move_QW[:, :size], move_QW[:, size:]
+        widest_Q = jnp.max(theta_QC, axis=1) - jnp.min(theta_QC, axis=1) + jnp.sum(jnp.abs(bias_QX), axis=1)
+        widest_Q = jax.lax.stop_gradient(jnp.maximum(widest_Q, jnp.finfo(dtype).eps))
+        return (jnp.log1p(widest_Q) / widest_Q)[:, None] * move_QW
 
     def improve(state):
-        x_QW, height_Q, _, step = state
-        slope = scattered(score_QCC - tallies.count * expected(x_QW)) - own * x_QW
-        move = _solve(curvature(x_QW), slope[:, :, None])[:, :, 0]
-        sizes = 0.5 ** jnp.arange(4.0, dtype=dtype)
-        heights = jax.vmap(lambda part: objective(x_QW + part * move))(sizes)
-        best = jnp.argmax(heights, axis=0)
-        better = jnp.take_along_axis(heights, best[None], axis=0)[0]
-        moves = (better > height_Q)[:, None]
-        moved = jnp.where(moves, sizes[best][:, None] * move, 0)
-        return x_QW + moved, jnp.maximum(better, height_Q), jnp.max(jnp.abs(moved)), step + 1
+        x_QW, size_Q, number = state
+        # Who is there stays, so that nobody's result depends on who else is still on the way.
+        move_QW = jnp.where((size_Q > tolerance)[:, None], shorter(newton(x_QW, _ROUGH)), 0)
+        return x_QW + move_QW, jnp.max(jnp.abs(move_QW), axis=1), number + 1
 
-    tolerance = 1e-9 if dtype == jnp.float64 else 1e-4
-    begin = jnp.zeros((score_QCC.shape[0], width), dtype)
-    if start is not None:
-        begin = begin.at[:, :size].set(jnp.where(real_QC, start, 0))
-    state = begin, objective(begin), jnp.asarray(jnp.inf, dtype), 0
-    with jax.named_scope("bradley_terry"):
-        x_QW = jax.lax.while_loop(lambda s: (s[2] > tolerance) & (s[3] < _ITERATIONS), improve, state)[0]
-        x_QW = jax.lax.stop_gradient(x_QW)
-        # One more step, through which derivatives flow: at the top it is the implicit function's.
-        slope = scattered(score_QCC - tallies.count * jax.lax.stop_gradient(expected(x_QW))) - own * x_QW
-        bend = curvature(x_QW)
-        x_QW = x_QW + _solve(jax.lax.stop_gradient(bend), slope[:, :, None])[:, :, 0]
-        covariance = _solve(bend, jnp.broadcast_to(jnp.eye(width, dtype=dtype), bend.shape))
-        wrong = None
-        if sandwich:
-            p = expected(x_QW)
-            meat = hessian(tallies.square - 2 * p * score_QCC + tallies.count * p * p)
-            wrong = _real(covariance @ meat @ covariance, real_QC)
-        bias_Q = x_QW[:, size] if position_bias else jnp.zeros(len(score_QCC), dtype)
-        return Fit(jnp.where(real_QC, x_QW[:, :size], 0), bias_Q, _real(covariance, real_QC), wrong)
+    exact = dtype == jnp.float64
+    tolerance = 1e-5 if exact else 1e-3  # of a step; what is left then is nearer its square
+    # Where all are equal the curvature is largest, and the whole step goes up.
+    begin_QW = newton(jnp.zeros((len(points_QCC), len(own_W)), dtype), _ROUGH)
+    going_on = lambda state: jnp.any(state[1] > tolerance) & (state[2] < _MOST_STEPS)  # noqa: E731
+    x_QW = jax.lax.while_loop(going_on, improve, (begin_QW, jnp.full(len(begin_QW), jnp.inf, dtype), 0))[0]
+    # One more step, through which derivatives flow.
+    x_QW = jax.lax.stop_gradient(x_QW)
+    return x_QW + shorter(newton(x_QW, 1e-12 if exact else 1e-6))
 
 
-def _with_bias(x_QC, last_Q1):
-    return jnp.concatenate([x_QC, last_Q1], axis=1)
+def _expected(x_QW, size: int, turned: bool = False) -> jax.Array:
+    """How probably i beats j, [Q, C, C], where i is named first, or, with `turned`, j."""
+    gap_QCC = x_QW[:, :size, None] - x_QW[:, None, :size]
+    if x_QW.shape[1] > size:
+        gap_QCC = gap_QCC + (-x_QW[:, size:, None] if turned else x_QW[:, size:, None])
+    return jax.nn.sigmoid(gap_QCC)
 
 
-def _solve(matrix_QWW, right_QWR):
-    factor = jnp.linalg.cholesky(matrix_QWW)
-    half = jax.lax.linalg.triangular_solve(factor, right_QWR, left_side=True, lower=True)
-    return jax.lax.linalg.triangular_solve(factor, half, left_side=True, lower=True, transpose_a=True)
+def _curvature(weight_QCC, turned_QCC=None) -> Curvature:
+    """Of weights of the games in which i was named first; `turned_QCC` those in which j was (made if not given)."""
+    turned_QCC = jnp.swapaxes(weight_QCC, 1, 2) if turned_QCC is None else turned_QCC
+    both_QCC, bias_QC = weight_QCC + turned_QCC, jnp.sum(weight_QCC - turned_QCC, axis=2)
+    return Curvature(both_QCC, bias_QC, jnp.sum(weight_QCC, axis=(1, 2)))
 
 
-def _real(x_QWW, real_QC):
+def draws(tallies: Tallies, theta_QC, normal_QCR, prior=PRIOR) -> jax.Array:
+    """Strengths drawn from the posterior about its top `theta_QC` [Q, C, R], of standard normal numbers."""
+    p_QCC = _expected(theta_QC, theta_QC.shape[1])
+    own_W = jnp.full(theta_QC.shape[1], 1 / prior, theta_QC.dtype)
+    half_QCC = whitening(assembled(_curvature(tallies.count * p_QCC * (1 - p_QCC)), own_W))
+    return theta_QC[:, :, None] + jnp.swapaxes(half_QCC, 1, 2) @ normal_QCR
+
+
+def _of_real(x_QWW, real_QC):
     size = real_QC.shape[1]
     return jnp.where(real_QC[:, :, None] & real_QC[:, None, :], x_QWW[:, :size, :size], 0)
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from rrm_jax.ranking.games import Games
 
+_BLOCK = 16  # matches whose columns are read together: a cache line of float32
+
 
 @functools.partial(jax.jit, static_argnames="num_candidates")
 def elo_ratings(
@@ -27,20 +29,25 @@ def elo_ratings(
     """
     score_BM = jnp.asarray(score_BM)
     dtype = jnp.promote_types(score_BM.dtype, jnp.float32)
+    matches = (first_BM, second_BM, score_BM.astype(dtype), mask_BM)
+    matches = [jnp.pad(x, ((0, 0), (0, -x.shape[1] % _BLOCK))) for x in map(jnp.asarray, matches)]
 
-    def one_tournament(first_M, second_M, score_M, mask_M):
-        # Distances from `initial`, so that float32's digits go to what the matches change.
-        def play(offset_C, match):
-            first, second, score, counts = match
-            gap = offset_C[first] - offset_C[second]
-            expected = jax.nn.sigmoid(gap * (math.log(10) / scale))
-            gain = jnp.where(counts, k * (score - expected), 0).astype(dtype)
-            return offset_C.at[first].add(gain).at[second].add(-gain), None
+    # Distances from `initial`, so that float32's digits go to what the matches change.
+    def play(offset_C, first, second, score, counts):
+        gap = offset_C[first] - offset_C[second]
+        expected = jax.nn.sigmoid(gap * (math.log(10) / scale))
+        gain = jnp.where(counts, k * (score - expected), 0).astype(dtype)
+        return offset_C.at[first].add(gain).at[second].add(-gain)
 
-        return jax.lax.scan(play, jnp.zeros(num_candidates, dtype), (first_M, second_M, score_M, mask_M))[0]
+    def play_block(offset_BC, start):
+        # All tournaments' next matches are turned to [match, tournament] while they are in the cache.
+        block = tuple(jax.lax.dynamic_slice_in_dim(x, start, _BLOCK, axis=1).T for x in matches)
+        return jax.lax.scan(lambda offset_BC, match_B: (jax.vmap(play)(offset_BC, *match_B), None), offset_BC, block)
 
     with jax.named_scope("elo"):
-        offset_BC = jax.vmap(one_tournament)(first_BM, second_BM, score_BM.astype(dtype), mask_BM)
+        starts = jnp.arange(0, matches[0].shape[1], _BLOCK)
+        offset_BC = jnp.zeros((len(score_BM), num_candidates), dtype)
+        offset_BC, _ = jax.lax.scan(play_block, offset_BC, starts)
         return offset_BC + jnp.asarray(initial, dtype)
 
 
