@@ -112,13 +112,13 @@ def draw(logs: Sequence[TrainingLog], lines: Sequence[str] = ()) -> bytes:
 def _panel(axes: Any, panel: Panel, logs: Sequence[TrainingLog]) -> None:
     from matplotlib.lines import Line2D
 
-    several, drawn, lowest = len(logs) > 1, {}, np.inf
+    several, drawn, positive = len(logs) > 1, {}, False
     for at, log in enumerate(logs):
         for number, (kind, name, words) in enumerate(panel.series):
             steps, values = log.series(kind, name)
             if not values:
                 continue
-            lowest = min(lowest, *values)
+            positive |= float(np.median(values)) > 0
             colour = COLOURS[(at if several else number) % len(COLOURS)]
             style = _LINES[number] if several else "-"
             _curve(axes, steps, values, kind, colour, style)
@@ -126,8 +126,8 @@ def _panel(axes: Any, panel: Panel, logs: Sequence[TrainingLog]) -> None:
             drawn[words] = Line2D(
                 [], [], color="#6b6b6b" if several else colour, ls=style, marker=marker, markersize=3.5
             )
-    if panel.log and lowest > 0:
-        axes.set_yscale("log")
+    if panel.log and positive:
+        axes.set_yscale("log", nonpositive="mask")
     else:
         axes.ticklabel_format(axis="y", useOffset=False)
     if panel.share:
@@ -157,6 +157,9 @@ def running_mean(values: np.ndarray) -> np.ndarray:
 
 def _seconds(axes: Any, logs: Sequence[TrainingLog]) -> None:
     """Where the time of a step goes: phases stacked for one run, their sums side by side for several."""
+    sums = [
+        [sum(float(row.get(f"seconds_{phase}", 0.0)) for phase in log.phases()) for row in log.train] for log in logs
+    ]
     if len(logs) == 1:
         (log,) = logs
         steps, phases = [row["step"] for row in log.train], log.phases()
@@ -164,17 +167,18 @@ def _seconds(axes: Any, logs: Sequence[TrainingLog]) -> None:
         axes.stackplot(steps, stack, labels=[" " + shown(phase, 20) for phase in phases], colors=COLOURS, alpha=0.8)
         _plain(axes.legend(fontsize=8, loc="upper right"))
     else:
-        for at, log in enumerate(logs):
-            sums = [sum(float(row.get(f"seconds_{phase}", 0.0)) for phase in log.phases()) for row in log.train]
-            axes.plot([row["step"] for row in log.train], sums, color=COLOURS[at % len(COLOURS)], linewidth=1.2)
-    axes.set_ylim(bottom=0)
-    _finish(axes, "Seconds a step")
+        for at, (log, total) in enumerate(zip(logs, sums, strict=True)):
+            axes.plot([row["step"] for row in log.train], total, color=COLOURS[at % len(COLOURS)], linewidth=1.2)
+    top = 1.4 * max(float(np.quantile(total, 0.9)) for total in sums if total)
+    axes.set_ylim(0, top or None)
+    cut = " (steps that compile are cut off)" if any(max(total, default=0.0) > top for total in sums) else ""
+    _finish(axes, "Seconds a step" + cut)
 
 
 def _finish(axes: Any, title: str) -> None:
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(alpha=0.3)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(which="both", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.get_major_locator().set_params(integer=True)
 

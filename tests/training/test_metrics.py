@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from rrm_jax.checkpoints.run_files import read_metrics
 from rrm_jax.errors import RrmError
 from rrm_jax.models.config import DecoderConfig
 from rrm_jax.testing import tiny_config
 from rrm_jax.training import throughput as module
 from rrm_jax.training.batches import Example
 from rrm_jax.training.config import TrainConfig
-from rrm_jax.training.metrics import Metrics, import_wandb, keep_until, read_metrics
+from rrm_jax.training.metrics import Metrics, import_wandb, keep_until
 from rrm_jax.training.throughput import layer_weights, peak_flops, throughput, training_work
 
 QWEN_7B = DecoderConfig(

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from rrm_jax.checkpoints import training_state
+from rrm_jax.checkpoints.run_files import read_metrics
 from rrm_jax.checkpoints.sources import open_source
 from rrm_jax.checkpoints.store import complete_steps, read_meta
 from rrm_jax.errors import RrmError
@@ -25,7 +26,6 @@ from rrm_jax.parallel.mesh import make_mesh, param_sharding, replicated
 from rrm_jax.testing import realistic_params, tiny_config
 from rrm_jax.training import run as run_module
 from rrm_jax.training.config import TrainConfig
-from rrm_jax.training.metrics import read_metrics
 from rrm_jax.training.run import Run
 from rrm_jax.training.stopping import StopSignals
 
