@@ -15,6 +15,7 @@ import numpy as np
 
 from rrm_jax.checkpoints.convert import save_model
 from rrm_jax.checkpoints.load import load_model
+from rrm_jax.checkpoints.run_files import read_metrics
 from rrm_jax.config import load_config
 from rrm_jax.data.jsonl import Reader
 from rrm_jax.data.records import Candidates, parse_candidates, parse_labelled_pair
@@ -35,7 +36,6 @@ from rrm_jax.sampling.protocol import Decoding
 from rrm_jax.sampling.sampler import Sampler
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.evaluate import both_orders
-from rrm_jax.training.metrics import read_metrics
 from rrm_jax.training.train import train
 
 Report = Callable[[str], None]
@@ -73,7 +73,7 @@ def quickstart(directory: Path, seed: int = 0, report: Report = print, sizes: Si
 
     stage("make the data and a random tiny model", lambda: prepare(directory, seed, sizes))
     for name in RUNS:
-        stage(f"train {name}", lambda name=name: _train(directory, name, seed, report))
+        stage(f"train {name}", lambda name=name: train_run(directory, name, seed, report))
     scores = stage("judge held-out pairs", lambda: _held_out(directory, seed))
     ranked = stage("rank best of 8", lambda: _best_of_n(directory, seed))
     results = {
@@ -124,7 +124,7 @@ def _write_base_model(path: Path, seed: int) -> None:
         save_model(path, config, init_params(config, seed), Path(assets), {})
 
 
-def _train(directory: Path, name: str, seed: int, report: Report) -> None:
+def train_run(directory: Path, name: str, seed: int, report: Report) -> None:
     """Trains one of `RUNS` with its packaged configuration, whose paths are moved to `directory`."""
     packaged = load_config(TrainConfig, f"quickstart/{name}.yaml")
 

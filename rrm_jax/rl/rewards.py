@@ -3,9 +3,9 @@
 import numpy as np
 
 
-def verdict_reward(verdict: int | None, label: int) -> float:
+def verdict_reward(verdict: int | None, label: int | None) -> float:
     """+1 if the verdict names the better response, −1 if it names the other or cannot be parsed (paper §3)."""
-    return 1.0 if verdict == label else -1.0
+    return 1.0 if verdict is not None and verdict == label else -1.0
 
 
 def consistency_reward(reward_PG: np.ndarray, weight: float) -> np.ndarray:

@@ -4,6 +4,7 @@ Axes: B rows, C completion time, P prompts, G samples of one prompt.
 """
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Iterator
@@ -48,7 +49,11 @@ def train_grpo(config: TrainConfig, resume: bool, report: Report) -> Path:
         score, reference = _scorer(run), _Reference(run) if grpo.kl_coef else None
         evaluator, progress = Evaluator(run, held_out), _Progress(config)
         position = int(run.meta.get("position", 0))
-        finished = lambda: (progress.advance(), run.check_stop())  # noqa: E731
+
+        def finished() -> None:
+            progress.advance()
+            run.check_stop()
+
         source = Experience(config, learner, show_of(config, run), labelled, run.directory, position, finished)
         with contextlib.closing(source):
             if run.first_step == 1:
@@ -80,7 +85,9 @@ def train_grpo(config: TrainConfig, resume: bool, report: Report) -> Path:
                 if evaluator.due(step):
                     source.wait()
                     evaluator.evaluate(step)
-                run.finish_step(step, before_saving=lambda step=step: source.save(step), position=source.position)
+                # What is sampled in advance is saved with a step; else nothing stands in the way of stopping early.
+                pending = functools.partial(source.save, step) if config.rollout.asynchronous else None
+                run.finish_step(step, before_saving=pending, position=source.position)
     return run.directory
 
 

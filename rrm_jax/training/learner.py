@@ -74,7 +74,9 @@ class Learner:
     def model(self, params: Params, frozen: Params | None) -> Params:
         """What `forward` takes: the parameters themselves, or the frozen model with these adapters in it."""
         adapted = self.config.model.lora
-        return params if adapted is None else lora.adapt(frozen, params, adapted.alpha, adapted.rank)
+        if adapted is None or frozen is None:
+            return params
+        return lora.adapt(frozen, params, adapted.alpha, adapted.rank)
 
     def working(self) -> Params:
         """The parameters as forward passes read them: a copy in the compute dtype, made anew after every update."""
@@ -200,6 +202,7 @@ def _jitted(learner: Learner) -> _Jitted:
 
     @jax.jit
     def merge(frozen, adapters):
+        assert adapted is not None
         return lora.merge(frozen, adapters, adapted.alpha, adapted.rank)
 
     return _Jitted(zeros, apply, cast, merge)

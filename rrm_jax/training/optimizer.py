@@ -1,12 +1,9 @@
-"""The optimiser, its sharded state, and gradients accumulated exactly."""
+"""The optimiser, and where its state lives."""
 
-import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -14,7 +11,6 @@ from jax.tree_util import DictKey, GetAttrKey
 
 from rrm_jax.models.decoder import Params
 from rrm_jax.parallel.mesh import replicated
-from rrm_jax.rl.losses import Sums
 from rrm_jax.training.config import OptimizerConfig
 from rrm_jax.training.moments import scale_by_small_adam
 
@@ -103,44 +99,3 @@ def abstract_opt_state(tx: optax.GradientTransformation, abstract_params: Params
     shapes = jax.eval_shape(tx.init, abstract_params)
     shardings = opt_state_shardings(tx, abstract_params, mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-
-
-class Updates(NamedTuple):
-    """Jitted. `zeros() → gradients`; `accumulate(params, gradients, batch) → gradients, sums` adds one micro-batch
-    (gradients donated) and gives its own sums; `apply(params, opt_state, gradients, count) → params, opt_state,
-    gradient norm` divides by the global count, once, and steps (params and opt_state donated).
-    """
-
-    zeros: Callable[[], Params]
-    accumulate: Callable[..., tuple[Params, Sums]]
-    apply: Callable[..., tuple[Params, Any, jax.Array]]
-
-
-def make_updates(
-    tx: optax.GradientTransformation,
-    loss: Callable[[Params, Any], tuple[jax.Array, Sums]],
-    abstract: Params,
-    mesh: Mesh,
-) -> Updates:
-    """Compiles the pieces of an optimiser step for `loss(params, batch) → (numerator, sums)`."""
-    params_at: Any = jax.tree.map(lambda x: x.sharding, abstract)
-    opt_at = opt_state_shardings(tx, abstract, mesh)
-    whole: NamedSharding = replicated(mesh)
-
-    @functools.partial(jax.jit, out_shardings=params_at)
-    def zeros():
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
-
-    @functools.partial(jax.jit, donate_argnums=(1,), out_shardings=(params_at, whole))
-    def accumulate(params, gradients, batch):
-        (numerator, sums), new = jax.value_and_grad(loss, has_aux=True)(params, batch)
-        return jax.tree.map(jnp.add, gradients, new), sums | {"loss": numerator}
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=(params_at, opt_at, whole))
-    def apply(params, opt_state, gradients, count):
-        gradients = jax.tree.map(lambda g: g / count, gradients)
-        norm = optax.global_norm(gradients)
-        steps, opt_state = tx.update(gradients, opt_state, params)
-        return optax.apply_updates(params, steps), opt_state, norm
-
-    return Updates(zeros, accumulate, apply)

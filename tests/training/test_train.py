@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from rrm_jax.checkpoints.load import load_model
+from rrm_jax.checkpoints.run_files import read_metrics
 from rrm_jax.checkpoints.training_state import TrainingCheckpoints
 from rrm_jax.errors import RrmError
 from rrm_jax.parallel.mesh import make_mesh
 from rrm_jax.training import learner as learner_module
 from rrm_jax.training.config import TrainConfig
-from rrm_jax.training.metrics import read_metrics
 from rrm_jax.training.train import train
 
 from .world import make_home, settings
