@@ -28,7 +28,13 @@ class Evaluator:
         """Whether the configuration asks for it: every `eval.every` steps, and after the last."""
         return bool(self._pairs) and (step % self._run.config.eval.every == 0 or step == self._run.config.steps)
 
+    def catch_up(self, step: int) -> None:
+        """Makes the evaluation after `step` that a run begins with, or that one that was killed had not made."""
+        if (step == 0 or self.due(step)) and not self._run.metrics.has("eval", step):
+            self.evaluate(step)
+
     def evaluate(self, step: int) -> None:
+        """Asked to stop, the run ends in here, and makes the evaluation when it is resumed."""
         if not self._pairs:
             return
         run, config = self._run, self._run.config
@@ -43,7 +49,11 @@ class Evaluator:
                 thinking=config.judge.thinking,
                 max_prompt_tokens=config.judge.max_prompt_tokens,
             )
-            values = both_orders(list(judge.judge(self._pairs)))
+            judgments = []
+            for judgment in judge.judge(self._pairs):
+                judgments.append(judgment)
+                run.check_stop()
+            values = both_orders(judgments)
         run.metrics.write("eval", step, values | run.seconds(), ("accuracy", "order_consistency", "invalid_rate"))
 
 

@@ -98,8 +98,8 @@ class Experience:
                     old.unlink()
 
     def restore(self, step: int) -> None:
-        """Takes up the rollouts that `save` wrote after `step`; there are none after a run's last one."""
-        if self._thread is None or step >= self._config.steps:
+        """Takes up the rollouts that `save` wrote after `step`, but for before a run's first and after its last."""
+        if self._thread is None or not 0 < step < self._config.steps:
             return
         path = self._directory / f"{step}.json"
         try:

@@ -56,10 +56,8 @@ def train_grpo(config: TrainConfig, resume: bool, report: Report) -> Path:
 
         source = Experience(config, learner, show_of(config, run), labelled, run.directory, position, finished)
         with contextlib.closing(source):
-            if run.first_step == 1:
-                evaluator.evaluate(0)
-            else:
-                source.restore(run.first_step - 1)
+            source.restore(run.first_step - 1)
+            evaluator.catch_up(run.first_step - 1)
             for step in range(run.first_step, config.steps + 1):
                 progress.begin(step)
                 with run.phase("sample"):
@@ -82,12 +80,12 @@ def train_grpo(config: TrainConfig, resume: bool, report: Report) -> Path:
                 work = learner.decoder, rollouts.examples, seconds, learner.mesh.devices.size, grpo.epochs
                 values |= throughput(*work, adapters=learner.frozen is not None)
                 run.metrics.write("train", step, values | seconds, _SHOWN)
-                if evaluator.due(step):
-                    source.wait()
-                    evaluator.evaluate(step)
                 # What is sampled in advance is saved with a step; else nothing stands in the way of stopping early.
                 pending = functools.partial(source.save, step) if config.rollout.asynchronous else None
                 run.finish_step(step, before_saving=pending, position=source.position)
+                if evaluator.due(step):
+                    source.wait()
+                    evaluator.evaluate(step)
     return run.directory
 
 

@@ -61,8 +61,7 @@ def train_supervised(config: TrainConfig, resume: bool, report: Report) -> Path:
             return supervised_loss(scores.logprob, batch.sequences.mask)
 
         learner.compile(loss)
-        if run.first_step == 1:
-            evaluator.evaluate(0)
+        evaluator.catch_up(run.first_step - 1)
         for step in range(run.first_step, config.steps + 1):
             with run.phase("update"):
                 examples = stream.batch((step - 1) * size, size)
@@ -74,9 +73,9 @@ def train_supervised(config: TrainConfig, resume: bool, report: Report) -> Path:
             work = learner.decoder, examples, seconds, learner.mesh.devices.size, 1
             values |= throughput(*work, adapters=learner.frozen is not None)
             run.metrics.write("train", step, values | seconds, ("loss", "grad_norm"))
+            run.finish_step(step)
             if evaluator.due(step):
                 evaluator.evaluate(step)
-            run.finish_step(step)
     return run.directory
 
 
