@@ -40,8 +40,8 @@ class StrategyOptions:
     rating: Annotated[
         str | None,
         typer.Option(
-            help="elo, elo-mean (over drawn orders of the games), points, bradley-terry or survived. [default: the "
-            "strategy's own]",
+            help="elo, elo-mean (over drawn orders of the games), points, win-rate (the mean over opponents), "
+            "bradley-terry or survived. [default: the strategy's own]",
             show_default=False,
         ),
     ] = None

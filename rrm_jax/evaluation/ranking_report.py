@@ -26,7 +26,8 @@ class Tournament:
     `labels[c]` names candidate c (any text: it is cut where it is shown); `ratings`, `low` and `high` [C] are on one
     scale, NaN or infinite where there is none; `points` [C, C] are i's against j, 1 a game. `rounds` are the matches
     as they were played, and `kind` is the strategy's name: what has "knockout" in it is drawn as a bracket.
-    `agreeing` of `both_orders` is the order consistency of `order_agreement`. The rest are counts as in
+    `agreeing` of `both_orders` is the order consistency of `order_agreement`, `first_won` of `ordered_votes` the
+    position bias of `first_shown`. The rest are counts as in
     `rrm_jax.ranking.protocol.Result`.
     """
 
@@ -50,6 +51,8 @@ class Tournament:
     forced: int = 0
     agreeing: float = 0.0
     both_orders: int = 0
+    first_won: int = 0
+    ordered_votes: int = 0
     stopped: str = ""
 
     def __post_init__(self):
@@ -81,6 +84,7 @@ def tournament_of(result: Result, labels: Sequence[str], rounds: Sequence[Sequen
         "comparisons votes tokens invalid spared invalid_votes cut_off truncated_inputs forced low high ranking stopped"
     )
     agreeing, both = order_agreement(list(itertools.chain(*rounds)))
+    first_won, ordered = first_shown(list(itertools.chain(*rounds)))
     return Tournament(
         id=result.id,
         labels=labels,
@@ -90,6 +94,8 @@ def tournament_of(result: Result, labels: Sequence[str], rounds: Sequence[Sequen
         kind=kind,
         agreeing=agreeing,
         both_orders=both,
+        first_won=first_won,
+        ordered_votes=ordered,
         **{name: getattr(result, name) for name in counts.split()},
     )
 
@@ -135,6 +141,29 @@ def order_agreement(matches: Sequence[Match]) -> tuple[float, int]:
                 of_pair[i_first != turned].append((vote == 1) != turned)
     shares = [[sum(v) / len(v) for v in both.values()] for both in votes.values() if all(both.values())]
     return sum(a * b + (1 - a) * (1 - b) for a, b in shares), len(shares)
+
+
+def first_shown(matches: Sequence[Match]) -> tuple[int, int]:
+    """How many valid votes name the candidate that was shown first, and how many valid votes there are."""
+    named = [
+        (vote == 1) == i_first
+        for match in matches
+        if match.outcome is not None
+        for vote, i_first in zip(match.outcome.votes, match.outcome.orders, strict=False)
+        if vote is not None
+    ]
+    return sum(named), len(named)
+
+
+def position_line(first_won: int, votes: int) -> str:
+    """The position bias, with a 95 % interval: the order of each vote was drawn, so that without a bias half of them
+    name the one shown first, however good the candidates are."""
+    first, second = first_won + 0.5, votes - first_won + 0.5  # half a vote more for either keeps the odds finite
+    error = 1.96 * math.sqrt(1 / first + 1 / second)
+    return (
+        f"position bias: the one shown first won {100 * first_won / votes:.1f} % of {votes} valid votes "
+        f"(log-odds {math.log(first / second):+.2f} ± {error:.2f})"
+    )
 
 
 def shown(text: str, width: int) -> str:
@@ -233,6 +262,8 @@ def counts_lines(tournaments: Sequence[Tournament]) -> list[str]:
         )
     else:
         lines.append("order consistency: no pair has a valid vote in both orders")
+    if votes := total("ordered_votes"):
+        lines.append(position_line(total("first_won"), votes))
     stopped = sorted({t.stopped for t in tournaments if t.stopped})
     for reason in stopped:
         lines.append(f"stopped early ({shown(reason, 40)}): {sum(t.stopped == reason for t in tournaments)} queries")

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from rrm_jax.ranking.games import Tallies
-from rrm_jax.ranking.newton import Curvature, assembled, solved, whitening
+from rrm_jax.ranking.newton import assembled, curvature, diagonal, solved, times, whitening
 
 PRIOR = 4.0  # two standard deviations are a gap of 4: the better one wins 98 of 100
 _BIAS_PRIOR = 1.0
@@ -40,24 +40,24 @@ class Fit(NamedTuple):
 def fit(tallies: Tallies, count_Q, *, prior=PRIOR, position_bias: bool = False, sandwich: bool = False) -> Fit:
     """Newton's method: the posterior is strictly concave, and has one top.
 
-    `prior` inf is plain maximum likelihood up to a floor of 1e-6 on the precision, which only decides what the games
-    leave open. `position_bias` fits `bias` too, with a prior of variance 1.
+    `prior` inf is plain maximum likelihood up to a floor on the precision, 1e-6 (in float32 1e-3: less is lost in
+    rounding), which decides what the games leave open. `position_bias` fits `bias` too, with a prior of variance 1.
     """
     size, dtype = tallies.score.shape[-1], tallies.score.dtype
-    precision = jnp.maximum(1 / jnp.asarray(prior, dtype), 1e-6)
+    precision = jnp.maximum(1 / jnp.asarray(prior, dtype), 1e-6 if dtype == jnp.float64 else 1e-3)
     real_QC = jnp.arange(size) < jnp.asarray(count_Q)[:, None]
     # The bias is one more unknown, after the candidates.
     own_W = jnp.full(size + position_bias, precision, dtype).at[size:].set(1 / _BIAS_PRIOR)
     with jax.named_scope("bradley_terry"):
         x_QW = _top(tallies, own_W)
         p_QCC = _expected(x_QW, size)
-        bend_QWW = assembled(_curvature(tallies.count * p_QCC * (1 - p_QCC)), own_W)
+        bend_QWW = assembled(curvature(tallies.count * p_QCC * (1 - p_QCC)), own_W)
         half_QWW = whitening(bend_QWW)
         covariance_QWW = jnp.swapaxes(half_QWW, 1, 2) @ half_QWW
         wrong_QWW = None
         if sandwich:
             squares_QCC = tallies.square - 2 * p_QCC * tallies.score + tallies.count * p_QCC * p_QCC
-            wrong_QWW = covariance_QWW @ assembled(_curvature(squares_QCC), 0 * own_W) @ covariance_QWW
+            wrong_QWW = covariance_QWW @ assembled(curvature(squares_QCC), 0 * own_W) @ covariance_QWW
         zeros_Q = jnp.zeros(len(x_QW), dtype)
         return Fit(
             theta=jnp.where(real_QC, x_QW[:, :size], 0),
@@ -71,27 +71,52 @@ def fit(tallies: Tallies, count_Q, *, prior=PRIOR, position_bias: bool = False, 
 def _top(tallies: Tallies, own_W) -> jax.Array:
     """Where the posterior is highest [Q, W]; derivatives by the tallies are the implicit function's."""
     size, dtype, biased = tallies.score.shape[-1], tallies.score.dtype, len(own_W) > tallies.score.shape[-1]
+
+    def slope(x_QW):
+        pull_QCC = tallies.score - tallies.count * _expected(x_QW, size)
+        slope_QW = jnp.sum(pull_QCC - jnp.swapaxes(pull_QCC, 1, 2), axis=2)
+        if biased:
+            slope_QW = jnp.concatenate([slope_QW, jnp.sum(pull_QCC, axis=(1, 2))[:, None]], axis=1)
+        return slope_QW - own_W * x_QW
+
+    def climbed(_, begin_QW):
+        return _climbed(jax.lax.stop_gradient(tallies), own_W, begin_QW)
+
+    def tangent(bend, right_QW):
+        # The slope falls where the posterior bends: −bend is positive definite.
+        return solved(lambda v_QW: -bend(v_QW), -right_QW, 1e-12 if dtype == jnp.float64 else 1e-6)
+
+    return jax.lax.custom_root(slope, jnp.zeros((len(tallies.score), len(own_W)), dtype), climbed, tangent)
+
+
+def _climbed(tallies: Tallies, own_W, begin_QW) -> jax.Array:
+    """Newton's steps from `begin_QW`, where all are equal, to the top."""
+    size, dtype, biased = tallies.score.shape[-1], tallies.score.dtype, len(own_W) > tallies.score.shape[-1]
     turned_QCC = jnp.swapaxes(tallies.count, 1, 2)
     points_QCC = tallies.score + turned_QCC - jnp.swapaxes(tallies.score, 1, 2)
+    # What rounding leaves of the slope: a weak prior would make long steps of it.
+    noise_QW = 2 * jnp.finfo(dtype).eps * (jnp.sum(tallies.count + turned_QCC, axis=2))
+    noise_QW = jnp.pad(noise_QW, ((0, 0), (0, int(biased))))
 
     def newton(x_QW, least):
-        """Newton's step from x, its equations solved until the residual is `least` of what it was."""
         there_QCC = _expected(x_QW, size)  # i's chances where i is named first, and where j is
         back_QCC = _expected(x_QW, size, turned=True) if biased else there_QCC
         slope_QW = jnp.sum(points_QCC - tallies.count * there_QCC - turned_QCC * back_QCC, axis=2)
-        weight_QCC = tallies.count * there_QCC * (1 - there_QCC)
-        weights = weight_QCC, turned_QCC * back_QCC * (1 - back_QCC)
         if biased:
             of_bias_Q = jnp.sum(tallies.score - tallies.count * there_QCC, axis=(1, 2))
             slope_QW = jnp.concatenate([slope_QW, of_bias_Q[:, None]], axis=1)
-        return solved(jax.lax.stop_gradient(_curvature(*weights)), own_W, slope_QW - own_W * x_QW, least)
+        weights = tallies.count * there_QCC * (1 - there_QCC), turned_QCC * back_QCC * (1 - back_QCC)
+        curve = curvature(*weights)
+        diagonal_QW = diagonal(curve, own_W)
+        enough_Q = jnp.sum(noise_QW**2 / diagonal_QW, axis=1)
+        return solved(lambda v_QW: times(curve, own_W, v_QW), slope_QW - own_W * x_QW, least, diagonal_QW, enough_Q)
 
     def shorter(move_QW):
         """Where no game's gap changes by more than D, its curvature changes by no more than e^D times, and the
         posterior rises for log(1 + D) / D of Newton's step at least: its height needs no look."""
         theta_QC, bias_QX = move_QW[:, :size], move_QW[:, size:]
         widest_Q = jnp.max(theta_QC, axis=1) - jnp.min(theta_QC, axis=1) + jnp.sum(jnp.abs(bias_QX), axis=1)
-        widest_Q = jax.lax.stop_gradient(jnp.maximum(widest_Q, jnp.finfo(dtype).eps))
+        widest_Q = jnp.maximum(widest_Q, jnp.finfo(dtype).eps)
         return (jnp.log1p(widest_Q) / widest_Q)[:, None] * move_QW
 
     def improve(state):
@@ -100,15 +125,12 @@ def _top(tallies: Tallies, own_W) -> jax.Array:
         move_QW = jnp.where((size_Q > tolerance)[:, None], shorter(newton(x_QW, _ROUGH)), 0)
         return x_QW + move_QW, jnp.max(jnp.abs(move_QW), axis=1), number + 1
 
-    exact = dtype == jnp.float64
-    tolerance = 1e-5 if exact else 1e-3  # of a step; what is left then is nearer its square
+    tolerance = 1e-5 if dtype == jnp.float64 else 1e-3  # of a step; what is left then is nearer its square
     # Where all are equal the curvature is largest, and the whole step goes up.
-    begin_QW = newton(jnp.zeros((len(points_QCC), len(own_W)), dtype), _ROUGH)
+    state = begin_QW + newton(begin_QW, _ROUGH), jnp.full(len(begin_QW), jnp.inf, dtype), 0
     going_on = lambda state: jnp.any(state[1] > tolerance) & (state[2] < _MOST_STEPS)  # noqa: E731
-    x_QW = jax.lax.while_loop(going_on, improve, (begin_QW, jnp.full(len(begin_QW), jnp.inf, dtype), 0))[0]
-    # One more step, through which derivatives flow.
-    x_QW = jax.lax.stop_gradient(x_QW)
-    return x_QW + shorter(newton(x_QW, 1e-12 if exact else 1e-6))
+    x_QW = jax.lax.while_loop(going_on, improve, state)[0]
+    return x_QW + shorter(newton(x_QW, 1e-12 if dtype == jnp.float64 else 1e-6))
 
 
 def _expected(x_QW, size: int, turned: bool = False) -> jax.Array:
@@ -119,18 +141,11 @@ def _expected(x_QW, size: int, turned: bool = False) -> jax.Array:
     return jax.nn.sigmoid(gap_QCC)
 
 
-def _curvature(weight_QCC, turned_QCC=None) -> Curvature:
-    """Of weights of the games in which i was named first; `turned_QCC` those in which j was (made if not given)."""
-    turned_QCC = jnp.swapaxes(weight_QCC, 1, 2) if turned_QCC is None else turned_QCC
-    both_QCC, bias_QC = weight_QCC + turned_QCC, jnp.sum(weight_QCC - turned_QCC, axis=2)
-    return Curvature(both_QCC, bias_QC, jnp.sum(weight_QCC, axis=(1, 2)))
-
-
 def draws(tallies: Tallies, theta_QC, normal_QCR, prior=PRIOR) -> jax.Array:
     """Strengths drawn from the posterior about its top `theta_QC` [Q, C, R], of standard normal numbers."""
     p_QCC = _expected(theta_QC, theta_QC.shape[1])
     own_W = jnp.full(theta_QC.shape[1], 1 / prior, theta_QC.dtype)
-    half_QCC = whitening(assembled(_curvature(tallies.count * p_QCC * (1 - p_QCC)), own_W))
+    half_QCC = whitening(assembled(curvature(tallies.count * p_QCC * (1 - p_QCC)), own_W))
     return theta_QC[:, :, None] + jnp.swapaxes(half_QCC, 1, 2) @ normal_QCR
 
 

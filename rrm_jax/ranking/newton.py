@@ -20,6 +20,13 @@ class Curvature(NamedTuple):
     all: Any
 
 
+def curvature(weight_QCC, turned_QCC=None) -> Curvature:
+    """Of weights of the games in which i was named first; `turned_QCC` those in which j was (made if not given)."""
+    turned_QCC = jnp.swapaxes(weight_QCC, 1, 2) if turned_QCC is None else turned_QCC
+    both_QCC, bias_QC = weight_QCC + turned_QCC, jnp.sum(weight_QCC - turned_QCC, axis=2)
+    return Curvature(both_QCC, bias_QC, jnp.sum(weight_QCC, axis=(1, 2)))
+
+
 def assembled(curve: Curvature, own_W) -> jax.Array:
     """As a matrix [Q, W, W], with `own_W` added on the diagonal."""
     size = curve.pair.shape[-1]
@@ -31,33 +38,40 @@ def assembled(curve: Curvature, own_W) -> jax.Array:
     return jnp.concatenate([jnp.concatenate([inner, curve.bias[:, :, None]], axis=2), last_Q1W], axis=1)
 
 
-def solved(curve: Curvature, own_W, right_QW, least) -> jax.Array:
-    """The matrix's inverse times `right_QW`, by conjugate gradients with the diagonal as preconditioner.
-
-    A tournament is left alone when its residual is `least` of the first. Such a part of the solution is what Newton's
-    step is within the space that was searched. Each product reads the matrix once, where factors of as small ones
-    are slow on every device.
-    """
-    size = curve.pair.shape[-1]
+def diagonal(curve: Curvature, own_W) -> jax.Array:
+    """The matrix's diagonal [Q, W]."""
     diagonal_QW = jnp.sum(curve.pair, axis=2)
-    if len(own_W) > size:
+    if len(own_W) > curve.pair.shape[-1]:
         diagonal_QW = jnp.concatenate([diagonal_QW, curve.all[:, None]], axis=1)
-    diagonal_QW = diagonal_QW + own_W
+    return diagonal_QW + own_W
+
+
+def times(curve: Curvature, own_W, v_QW) -> jax.Array:
+    """The matrix's product with a vector, without the matrix."""
+    size = curve.pair.shape[-1]
+    v_QC = v_QW[:, :size]
+    out_QW = jnp.sum(curve.pair * (v_QC[:, :, None] - v_QC[:, None]), axis=2)
+    if len(own_W) > size:
+        of_bias_Q = jnp.sum(curve.bias * v_QC, axis=1) + curve.all * v_QW[:, size]
+        out_QW = jnp.concatenate([out_QW + curve.bias * v_QW[:, size:], of_bias_Q[:, None]], axis=1)
+    return out_QW + own_W * v_QW
+
+
+def solved(product, right_QW, least, diagonal_QW=1.0, enough_Q=0.0) -> jax.Array:
+    """The inverse of a positive definite matrix times `right_QW`, by conjugate gradients.
+
+    `product` maps [Q, W] to [Q, W]; each reads the matrix once, where factors of small matrices are slow on every
+    device. `diagonal_QW` prepares them. A tournament is left alone when the square of its residual (over the diagonal)
+    is `enough_Q`, or its residual `least` of the first. What is found by then is what the inverse gives within the
+    space that was searched, so that a Newton step cut short still goes up.
+    """
     tiny = jnp.finfo(right_QW.dtype).tiny
 
-    def times(v_QW):
-        v_QC = v_QW[:, :size]
-        out_QW = jnp.sum(curve.pair * (v_QC[:, :, None] - v_QC[:, None]), axis=2)
-        if len(own_W) > size:
-            of_bias_Q = jnp.sum(curve.bias * v_QC, axis=1) + curve.all * v_QW[:, size]
-            out_QW = jnp.concatenate([out_QW + curve.bias * v_QW[:, size:], of_bias_Q[:, None]], axis=1)
-        return out_QW + own_W * v_QW
-
-    def solve(_, right_QW):
+    def solve(product, right_QW):
         def improve(state):
             x_QW, rest_QW, way_QW, size_Q, number = state
-            steep_QW = times(way_QW)
-            far_Q = jnp.where(size_Q > enough_Q, size_Q / jnp.maximum(jnp.sum(way_QW * steep_QW, axis=1), tiny), 0)
+            steep_QW = product(way_QW)
+            far_Q = jnp.where(size_Q > stop_Q, size_Q / jnp.maximum(jnp.sum(way_QW * steep_QW, axis=1), tiny), 0)
             x_QW, rest_QW = x_QW + far_Q[:, None] * way_QW, rest_QW - far_Q[:, None] * steep_QW
             eased_QW = rest_QW / diagonal_QW
             next_Q = jnp.sum(rest_QW * eased_QW, axis=1)
@@ -66,11 +80,11 @@ def solved(curve: Curvature, own_W, right_QW, least) -> jax.Array:
 
         eased_QW = right_QW / diagonal_QW
         size_Q = jnp.sum(right_QW * eased_QW, axis=1)
-        enough_Q = least**2 * size_Q
-        going_on = lambda state: jnp.any(state[3] > enough_Q) & (state[4] < 2 * len(own_W))  # noqa: E731
+        stop_Q = jnp.maximum(least**2 * size_Q, enough_Q)
+        going_on = lambda state: jnp.any(state[3] > stop_Q) & (state[4] < 2 * right_QW.shape[1])  # noqa: E731
         return jax.lax.while_loop(going_on, improve, (jnp.zeros_like(right_QW), right_QW, eased_QW, size_Q, 0))[0]
 
-    return jax.lax.custom_linear_solve(times, right_QW, solve, symmetric=True)
+    return jax.lax.custom_linear_solve(product, right_QW, solve, symmetric=True)
 
 
 def whitening(matrix_QWW) -> jax.Array:

@@ -15,17 +15,18 @@ from rrm_jax.ranking.adaptive import tempered
 from rrm_jax.ranking.bradley_terry import elo_scale, fit
 from rrm_jax.ranking.elo import elo_over_orders, elo_ratings
 from rrm_jax.ranking.field import Field, candidate_bits, real
-from rrm_jax.ranking.games import Games, points, tally
+from rrm_jax.ranking.games import Games, average_win_rate, points, tally
 from rrm_jax.ranking.strategies import Knockout, Strategy, survived
 
-RATINGS = ("elo", "elo-mean", "points", "bradley-terry", "survived")
+RATINGS = ("elo", "elo-mean", "points", "win-rate", "bradley-terry", "survived")
 
 
 @dataclasses.dataclass(frozen=True)
 class Rating:
     """`name`: "elo", sequential in the order played (docs/method.md); "elo-mean", over `orders` drawn orders of the
-    same games; "points", a win 1, a tie ½; "bradley-terry", on Elo's scale (see `bradley_terry.fit`); or "survived",
-    the rounds of a knockout. `k`, `scale` and `initial` are Elo's."""
+    same games; "points", a win 1, a tie ½; "win-rate", the mean over the opponents met of the share of points against
+    each; "bradley-terry", on Elo's scale (see `bradley_terry.fit`); or "survived", the rounds of a knockout. `k`,
+    `scale` and `initial` are Elo's."""
 
     name: str
     k: float = 4.0
@@ -48,6 +49,8 @@ def rate(rating: Rating, strategy: Strategy, field: Field, games: Games, num_can
         rated = elo_over_orders(games, field.key, num_candidates, orders=rating.orders, **elo)[0]
     elif rating.name == "points":
         rated = points(tally(games, num_candidates))
+    elif rating.name == "win-rate":
+        rated = average_win_rate(tally(games, num_candidates), field.count)
     elif rating.name == "survived":
         if not isinstance(strategy, Knockout):
             raise RrmError('the rating "survived" is of a knockout')

@@ -128,6 +128,7 @@ def results(place):
         ("knockout", [3, 2, 0, 6]),
         ("swiss:rounds=3", [6, 3, 0, 9]),
         ("adaptive:budget=20", [20, 20, 0, 20]),
+        ("round-robin:rating=win-rate", [6, 3, 0, 21]),
     ],
 )
 def test_the_best_is_found_and_everything_is_counted(place, run, strategy, comparisons):
@@ -155,6 +156,8 @@ def test_the_best_is_found_and_everything_is_counted(place, run, strategy, compa
     assert len(games) == total == len({(g["id"], *sorted((g["i"], g["j"])), g["meeting"]) for g in games})
     assert all(len(g["votes"]) == len(g["orders"]) == 5 for g in games)
     assert f"; {sum(row['tokens'] for row in rows)} tokens" in out
+    valid = [(vote == 1) == first for g in games for vote, first in zip(g["votes"], g["orders"], strict=True) if vote]
+    assert f"the one shown first won {100 * sum(valid) / len(valid):.1f} % of {len(valid)} valid" in out
     mean = (1 / 4 + 1 / 3 + 1 + 1 / 7) / 4
     right = sum(row["best"] == BEST[row["id"]] for row in rows)
     assert f"4 labelled queries: best {right / 4:.4f} = {right} / 4, mean candidate {mean:.4f}, oracle 1.0" in out

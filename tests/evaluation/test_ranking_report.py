@@ -233,6 +233,17 @@ def test_order_agreement_is_counted_by_pairs():
     assert reports.order_agreement([Match(0, 1, outcome(1, "1121", "ffft"))]) == (pytest.approx(2 / 3), 1)
 
 
+def test_position_bias_is_counted_by_votes():
+    turned = Match(2, 0, outcome(None, "12", "ft"))  # the first vote for 2, shown first; the second for 0, shown first
+    matches = [Match(0, 1, outcome(1, "11", "ft")), turned, Match(0, 3, outcome(1, "1-", "tf")), Match(1, 3, None)]
+    assert reports.first_shown(matches) == (3, 5)
+    # log (60.5 / 40.5) = 0.401, 1.96 √(1 / 60.5 + 1 / 40.5) = 0.398.
+    assert reports.position_line(60, 100) == (
+        "position bias: the one shown first won 60.0 % of 100 valid votes (log-odds +0.40 ± 0.40)"
+    )
+    assert "100.0 % of 10 valid votes (log-odds +3.04 ± 2.84)" in reports.position_line(10, 10)
+
+
 def result(**fields):
     plain = dict.fromkeys(("comparisons", "votes", "tokens", "invalid", "spared", "invalid_votes"), 0)
     plain |= dict.fromkeys(("cut_off", "truncated_inputs", "forced"), 0)
@@ -256,6 +267,7 @@ def test_a_result_with_its_matches_becomes_a_report():
     assert "votes: 10 (invalid: 0, cut off at the token limit: 4," in report
     assert "forced by the thinking budget: 8); 140 tokens (70.0 a query)" in report
     assert "order consistency: 0.5000 = 2 / 4 pairs" in report
+    assert "position bias: the one shown first won 60.0 % of 10 valid votes (log-odds +0.37 ± 1.20)" in report
     assert "stopped early (budget): 2 queries" in report
     assert "#0        | `a`  |    1 | 1100.0 | 1000.0 … 1200.0 |    2.5 |     3 |" in report
 
