@@ -106,7 +106,7 @@ def decoder() -> Case:
         ids = np.random.default_rng(0).integers(0, VOCABULARY, (ROWS, tokens // ROWS), dtype=np.int32)
         positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
         mask = (positions < ids.shape[1] - 1).astype(np.float32)
-        return Sequences(ids, positions, np.ones_like(ids), positions, np.roll(ids, -1, axis=1), mask)
+        return Sequences(ids, positions, np.ones_like(ids), None, positions, np.roll(ids, -1, axis=1), mask)
 
     def shapes(tokens: int):
         inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), sequences(tokens))

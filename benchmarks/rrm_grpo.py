@@ -18,9 +18,10 @@ import jax
 import tensorboardX  # noqa: F401
 import tokenizers  # noqa: F401
 
+from rrm_jax.checkpoints.run_files import read_metrics
 from rrm_jax.training import grpo  # noqa: F401
 from rrm_jax.training.config import TrainConfig
-from rrm_jax.training.metrics import Metrics, read_metrics
+from rrm_jax.training.metrics import Metrics
 from rrm_jax.training.train import train
 
 

@@ -40,7 +40,7 @@ from rrm_jax.testing import write_hf_checkpoint
 
 PROMPTS, SAMPLES, PROMPT, NEW, MEAN = 4, 4, 64, 64, 24
 SPREAD = 0.02  # of the tied embeddings: logits have a standard deviation of 0.3, as in a model before training
-PACK = {"row_tokens": 128, "micro_batch_tokens": 2048}  # one shape: any packing of these lengths takes as long
+PACK = {"row_tokens": 320, "micro_batch_tokens": 2048}  # a row holds a prompt and its four longest completions
 TEMPLATE = """\
 system = ""
 user = "{query}{response_1}{response_2}"

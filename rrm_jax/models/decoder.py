@@ -65,6 +65,7 @@ class View(NamedTuple):
     positions: jax.Array
     segments: jax.Array
     cached: Seen | None = None
+    prefixes: jax.Array | None = None
 
 
 def declare(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], init, hf: str) -> nnx.Param:
@@ -123,7 +124,8 @@ class Attention(nnx.Module):
         if view.cached is None:
             kv = Segment(k, v)
             at, segments = view.positions, view.segments
-            out = attend(q, k, v, at, at, segments, segments, window, backend=options.attention, spec=options.spec)
+            how = {"q_prefixes_BT": view.prefixes, "backend": options.attention, "spec": options.spec}
+            out = attend(q, k, v, at, at, segments, segments, window, **how)
         else:
             own, prefix = cache
             kv = write(own, store(k, v, own.k.dtype), view.cached.length, options.spec)
@@ -190,17 +192,20 @@ def forward(
     segments_BT,
     options: Options = Options(),
     seq_len_BT: Any = None,
+    prefixes_BT: Any = None,
 ) -> tuple[jax.Array, list[Segment] | None]:
     """Runs the layers: final-norm hidden states [B, T, D] in the compute dtype, and the keys and values.
 
     `segments_BT` is 0 on padding and labels packed sequences 1, 2, …; positions count from 0 in each. The second
     result is each layer's Segment [B, K, T, N] (unstacked parameters) or None (stacked). `seq_len_BT` is the length of
-    each token's whole sequence, which dynamic RoPE asks for, where that is more than is seen here. Ask `unembed` for
-    logits, at the positions that need them.
+    each token's whole sequence, which dynamic RoPE asks for, where that is more than is seen here. `prefixes_BT`: the
+    segment that each token's own continues, so that both are seen, and positions go on from there (see `attend`). Ask
+    `unembed` for logits, at the positions that need them.
     """
     if config.rope.kind == "dynamic" and seq_len_BT is None:
         seq_len_BT = _segment_lengths(positions_BT, segments_BT)
-    view = View(*rope.rotations(config, positions_BT, seq_len_BT), positions_BT, segments_BT)
+    rotations = rope.rotations(config, positions_BT, seq_len_BT)
+    view = View(*rotations, positions_BT, segments_BT, prefixes=prefixes_BT)
     return _run_layers(config, params, tokens_BT, view, None, options)
 
 

@@ -20,15 +20,17 @@ class Sequences(NamedTuple):
     """Prompts and completions laid out for one forward pass. Every mask and length is an array of its own: no
     token id is ever read to learn what is padding.
 
-    tokens, positions, segments: int32 [B, T]; a row holds one prompt and completion or several, in segments 1, 2, …,
-    whose positions each begin at 0; segment 0 is padding. sources: int32 [B, C], the index in T whose hidden
-    state predicts completion token c (the one before it). targets: int32 [B, C], that token. mask: float32
-    [B, C], 1 on real completion tokens, the stop tokens among them.
+    tokens, positions, segments: int32 [B, T]; segment 0 is padding. Several prompts and completions may share a row,
+    in segments 1, 2, …. prefixes: int32 [B, T], the segment that a token's own continues, and sees as well: completions
+    that share a prompt; None where each prompt and completion is one segment. sources: int32 [B, C], the index in T
+    whose hidden state predicts completion token c (the one before it). targets: int32 [B, C], that token. mask:
+    float32 [B, C], 1 on real completion tokens, the stop tokens among them.
     """
 
     tokens: Array
     positions: Array
     segments: Array
+    prefixes: Any
     sources: Array
     targets: Array
     mask: Array
@@ -49,7 +51,8 @@ def completion_scores(
     Only the completions' hidden states are unembedded. Entries where the mask is 0 are finite and meaningless. Both
     results carry gradients.
     """
-    hidden_BTD, _ = forward(config, params, sequences.tokens, sequences.positions, sequences.segments, options)
+    laid_out = sequences.tokens, sequences.positions, sequences.segments
+    hidden_BTD, _ = forward(config, params, *laid_out, options, prefixes_BT=sequences.prefixes)
     hidden_BCD = jnp.take_along_axis(hidden_BTD, sequences.sources[..., None], axis=1)
     table_VD = params["embedding"] if config.tied_embeddings else params["lm_head"]
     with jax.named_scope("completion_scores"):

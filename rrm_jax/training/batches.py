@@ -30,33 +30,43 @@ class Example:
 class MicroBatch:
     """One forward pass over `examples`: `rows[b]` lists the places in `examples` of those that row b holds, in order.
 
-    Rows have `time` tokens, of which `width` can be completion tokens; empty rows are padding.
+    Rows have `time` tokens, of which `width` can be completion tokens; empty rows are padding. Where `shares_prompts`,
+    neighbours in a row with the same prompt have it once, as a segment that theirs continue.
     """
 
     examples: Sequence[Example]
     rows: tuple[tuple[int, ...], ...]
     time: int
     width: int
+    shares_prompts: bool
 
     @property
     def members(self) -> list[int]:
         return [at for row in self.rows for at in row]
 
     def sequences(self) -> Sequences:
-        tokens, positions, segments = np.zeros((3, len(self.rows), self.time), np.int32)
+        tokens, positions, segments, prefixes = np.zeros((4, len(self.rows), self.time), np.int32)
         sources, targets = np.zeros((2, len(self.rows), self.width), np.int32)
         mask = np.zeros((len(self.rows), self.width), np.float32)
         for b, row in enumerate(self.rows):
-            start = done = 0
-            for segment, at in enumerate(row, start=1):
-                example = self.examples[at]
-                whole, own = slice(start, start + example.length), slice(done, done + len(example.completion_ids))
-                tokens[b, whole] = example.prompt_ids + example.completion_ids
-                positions[b, whole], segments[b, whole] = np.arange(example.length), segment
-                sources[b, own] = np.arange(whole.stop - len(example.completion_ids), whole.stop) - 1
-                targets[b, own], mask[b, own] = example.completion_ids, 1
-                start, done = whole.stop, own.stop
-        return Sequences(tokens, positions, segments, sources, targets, mask)
+            end = done = last = segment = of_prompt = 0
+            prompt: tuple[int, ...] = ()
+            for at in row:
+                example, count = self.examples[at], len(self.examples[at].completion_ids)
+                if example.prompt_ids != prompt or not self.shares_prompts:
+                    prompt, segment = example.prompt_ids, segment + 1
+                    own = slice(end, end + len(prompt))
+                    tokens[b, own], positions[b, own] = prompt, np.arange(len(prompt))
+                    segments[b, own] = prefixes[b, own] = of_prompt = segment
+                    end, last = own.stop, own.stop - 1
+                segment += self.shares_prompts
+                own, scored = slice(end, end + count), slice(done, done + count)
+                tokens[b, own], positions[b, own] = example.completion_ids, len(prompt) + np.arange(count)
+                segments[b, own], prefixes[b, own] = segment, of_prompt
+                sources[b, scored] = [last, *range(end, end + count - 1)]
+                targets[b, scored], mask[b, scored] = example.completion_ids, 1
+                end, done = own.stop, scored.stop
+        return Sequences(tokens, positions, segments, prefixes if self.shares_prompts else None, sources, targets, mask)
 
     def along(self, values: Sequence[Any], dtype: Any = np.float32) -> np.ndarray:
         """Values of every example in `examples`, one of each completion token or one for all → [B, C], else 0."""
@@ -87,47 +97,66 @@ class MicroBatch:
                 done = own.stop
 
 
-def micro_batches(examples: Sequence[Example], chosen: Sequence[int], pack: PackConfig, ways: int) -> list[MicroBatch]:
+def micro_batches(
+    examples: Sequence[Example], chosen: Sequence[int], pack: PackConfig, ways: int, shares_prompts: bool = True
+) -> list[MicroBatch]:
     """Packs the chosen examples; each is in one row of one micro-batch.
 
-    The longest come first, each into the first row that has room for it (first fit, decreasing). A row has
-    `pack.row_tokens` tokens, or, for what is longer, the next of `bucket`'s lengths. A micro-batch has rows of one
-    length, as many as `pack.micro_batch_tokens` hold, and a multiple of `ways` (data × fsdp devices); fewer, by halves,
-    where there are no more. So shapes are few, and with them compilations.
+    The longest come first, with all that share their prompt, each into a row that has its prompt already and room for
+    the completion, or into the first with room for both. A row has `pack.row_tokens` tokens, or, for what is longer,
+    the next of `bucket`'s lengths. A micro-batch has rows of one length, as many as `pack.micro_batch_tokens` hold, and
+    a multiple of `ways` (data × fsdp devices); fewer, by halves, where there are no more. So shapes are few, and
+    with them compilations.
     """
-    order = sorted(chosen, key=lambda at: (-examples[at].length, at))
-    rows: list[list[int]] = []
-    room = np.zeros(len(order), np.int64)
-    times: list[int] = []
-    for at in order:
-        length = examples[at].length
-        fits = room[: len(rows)] >= length
-        row = int(fits.argmax()) if fits.any() else len(rows)
-        if row == len(rows):
-            rows.append([])
-            times.append(bucket(length, pack.row_tokens))
-            room[row] = times[row]
-        rows[row].append(at)
-        room[row] -= length
+    rows, times = _filled(examples, chosen, pack, shares_prompts)
     batches = []
     for time in sorted(set(times), reverse=True):
         of_time = [row for row, own in zip(rows, times, strict=True) if own == time]
         most = max(pack.micro_batch_tokens // (time * ways), 1) * ways
         for start in range(0, len(of_time), most):
-            batches.append(_micro_batch(examples, of_time[start : start + most], time, ways, most))
+            part = of_time[start : start + most]
+            count = ways
+            while count < len(part):
+                count = min(2 * count, most)
+            widest = max(sum(len(examples[at].completion_ids) for at in row) for row in part)
+            eighth = -(-time // 8)
+            width = min(-(-widest // eighth) * eighth, time)
+            padded = tuple(map(tuple, part + [[]] * (count - len(part))))
+            batches.append(MicroBatch(examples, padded, time, width, shares_prompts))
     return batches
+
+
+def _filled(
+    examples: Sequence[Example], chosen: Sequence[int], pack: PackConfig, shares_prompts: bool
+) -> tuple[list[list[int]], list[int]]:
+    """Rows of places in `examples`, and the tokens of each row."""
+    groups: dict[Any, list[int]] = {}
+    for at in chosen:
+        groups.setdefault(examples[at].prompt_ids if shares_prompts else at, []).append(at)
+    for group in groups.values():
+        group.sort(key=lambda at: (-examples[at].length, at))
+    rows: list[list[int]] = []
+    times: list[int] = []
+    room = np.zeros(len(chosen), np.int64)
+    for group in sorted(groups.values(), key=lambda group: (-examples[group[0]].length, group[0])):
+        begun: list[int] = []  # the rows that have the group's prompt
+        for at in group:
+            length, own = examples[at].length, len(examples[at].completion_ids)
+            row = next((row for row in begun if room[row] >= own), None)
+            if row is None:
+                fits = room[: len(rows)] >= length
+                row = int(fits.argmax()) if fits.any() else len(rows)
+                if row == len(rows):
+                    rows.append([])
+                    times.append(bucket(length, pack.row_tokens))
+                    room[row] = times[row]
+                begun.append(row)
+                own = length
+            rows[row].append(at)
+            room[row] -= own
+    return rows, times
 
 
 def bucket(length: int, base: int) -> int:
     """The smallest of base × (1, 2, 3, 4, 6, 8, 12, 16, …) that holds `length`: at most a third is padding."""
     return base if length <= base else sampler_bucket(length, 2 * base)
-
-
-def _micro_batch(examples: Sequence[Example], rows: list[list[int]], time: int, ways: int, most: int) -> MicroBatch:
-    count = ways
-    while count < len(rows):
-        count = min(2 * count, most)
-    widest = max(sum(len(examples[at].completion_ids) for at in row) for row in rows)
-    quarter = -(-time // 4)
-    width = min(-(-widest // quarter) * quarter, time)
-    return MicroBatch(examples, tuple(map(tuple, rows + [[]] * (count - len(rows)))), time, width)

@@ -21,7 +21,7 @@ from rrm_jax.models.decoder import Params
 from rrm_jax.parallel.offload import to_device, to_host
 from rrm_jax.rl.logprobs import Sequences, completion_scores
 from rrm_jax.rl.losses import PolicyBatch, PolicyLoss, kl_estimate, policy_loss, token_weights
-from rrm_jax.training.batches import MicroBatch, micro_batches
+from rrm_jax.training.batches import MicroBatch
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.evaluate import Evaluator, read_held_out
 from rrm_jax.training.experience import Experience, check_version, show_of, spread_over
@@ -120,7 +120,7 @@ def _scorer(run: Run):
     def score(model: Params, rollouts: Rollouts) -> list[np.ndarray]:
         pending = []
         with jax.set_mesh(learner.mesh):
-            for batch in micro_batches(rollouts.examples, range(len(rollouts.examples)), config.pack, learner.ways):
+            for batch in learner.micro_batches(rollouts.examples):
                 pending.append((batch, scored(model, learner.place(batch.sequences()))))
         found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rollouts.examples)
         for batch, logprob_BC in pending:
@@ -202,7 +202,7 @@ def _batches(run: Run, rollouts: Rollouts, members: list[int], old, frozen) -> t
         )
 
     def parts() -> Iterator[_Batch]:
-        for batch in micro_batches(rollouts.examples, members, config.pack, run.learner.ways):
+        for batch in run.learner.micro_batches(rollouts.examples, members):
             sequences = batch.sequences()
             yield _Batch(sequences, policy(batch, sequences))
 

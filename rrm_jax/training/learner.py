@@ -1,7 +1,7 @@
 """The trainable state of a run, and one optimiser step on it."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import optax
 from rrm_jax.checkpoints.load import load_model
 from rrm_jax.checkpoints.training_state import TrainingCheckpoints
 from rrm_jax.models import lora
-from rrm_jax.models.attention import choose_backend
+from rrm_jax.models.attention import choose_backend, shares_prefixes
 from rrm_jax.models.decoder import Options, Params
 from rrm_jax.models.params import abstract_params
 from rrm_jax.parallel.mesh import (
@@ -27,6 +27,7 @@ from rrm_jax.parallel.mesh import (
 from rrm_jax.parallel.offload import to_device, to_host
 from rrm_jax.rl.losses import Sums
 from rrm_jax.sampling.sampler import Sampler
+from rrm_jax.training.batches import Example, MicroBatch, micro_batches
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.optimizer import abstract_opt_state, make_optimizer, opt_state_shardings
 
@@ -87,6 +88,16 @@ class Learner:
             with jax.set_mesh(self.mesh):
                 self._working = self.version, self._jitted.cast(self.params)
         return self._working[1]
+
+    def micro_batches(self, examples: Sequence[Example], chosen: Sequence[int] | None = None) -> list[MicroBatch]:
+        """The chosen examples (None: all), packed for this mesh; a prompt is computed once for all its completions.
+
+        Not on a TPU, whose kernel knows no such thing, nor with dynamic RoPE, which turns a prompt by the length of
+        the whole.
+        """
+        shares = shares_prefixes(self.options.attention) and self.decoder.rope.kind != "dynamic"
+        chosen = range(len(examples)) if chosen is None else chosen
+        return micro_batches(examples, chosen, self.config.pack, self.ways, shares)
 
     def model_of_step(self) -> Params:
         """The policy as it is, for forward passes without gradients."""

@@ -12,12 +12,10 @@ from typing import Any
 import jax
 
 from rrm_jax.checkpoints.assets import barrier
-from rrm_jax.checkpoints.run_files import METRICS, log_rows, read_metrics
+from rrm_jax.checkpoints.run_files import METRICS, log_rows
 from rrm_jax.data.jsonl import AppendLog, write_whole
 from rrm_jax.errors import RrmError
 from rrm_jax.training.config import TrainConfig
-
-__all__ = ["Metrics", "import_wandb", "keep_until", "read_metrics"]
 
 _LINE_SECONDS = 2.0
 _WANDB_ID = "wandb_id"

@@ -10,9 +10,10 @@ from rrm_jax.data.records import Pair, parse_pair
 from rrm_jax.data.stream import Stream
 from rrm_jax.rl.logprobs import Sequences, completion_scores
 from rrm_jax.rl.losses import supervised_loss
-from rrm_jax.training.batches import Example, micro_batches
-from rrm_jax.training.config import PackConfig, TrainConfig
+from rrm_jax.training.batches import Example
+from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.evaluate import Evaluator, read_held_out
+from rrm_jax.training.learner import Learner
 from rrm_jax.training.rollouts import show
 from rrm_jax.training.run import Report, Run, read_rows
 from rrm_jax.training.throughput import throughput
@@ -66,7 +67,7 @@ def train_supervised(config: TrainConfig, resume: bool, report: Report) -> Path:
             with run.phase("update"):
                 examples = stream.batch((step - 1) * size, size)
                 tokens = sum(len(example.completion_ids) for example in examples)
-                sums = learner.update(_batches(examples, config.pack, learner.ways), tokens)
+                sums = learner.update(_batches(learner, examples), tokens)
             run.check_finite(step, sums["loss"], sums["grad_norm"])
             seconds = run.seconds()
             values = {"loss": sums["loss"], "grad_norm": sums["grad_norm"], "tokens": float(tokens)}
@@ -79,6 +80,6 @@ def train_supervised(config: TrainConfig, resume: bool, report: Report) -> Path:
     return run.directory
 
 
-def _batches(examples: list[Example], pack: PackConfig, ways: int) -> Iterator[_Batch]:
-    for batch in micro_batches(examples, range(len(examples)), pack, ways):
+def _batches(learner: Learner, examples: list[Example]) -> Iterator[_Batch]:
+    for batch in learner.micro_batches(examples):
         yield _Batch(batch.sequences())

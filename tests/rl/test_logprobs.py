@@ -21,12 +21,14 @@ PARAMS = jax.tree.map(jnp.asarray, realistic_params(CONFIG))
 def _examples() -> list[Example]:
     rng = np.random.default_rng(0)
     shapes = [(3, 5), (7, 2), (1, 8), (4, 1), (2, 2)]
-    return [Example(*(tuple(map(int, rng.integers(0, 64, size))) for size in shape)) for shape in shapes]
+    made = [Example(*(tuple(map(int, rng.integers(0, 64, size))) for size in shape)) for shape in shapes]
+    # More completions of the first prompt and of the last, as a group has them.
+    return [*made, *(Example(made[at].prompt_ids, made[own].completion_ids) for at, own in ((0, 1), (0, 2), (4, 3)))]
 
 
-def _pack(examples, row_tokens=8, micro_batch_tokens=10_000, ways=1):
+def _pack(examples, row_tokens=8, micro_batch_tokens=10_000, ways=1, shares=True):
     how = PackConfig(row_tokens=row_tokens, micro_batch_tokens=micro_batch_tokens)
-    return micro_batches(examples, range(len(examples)), how, ways)
+    return micro_batches(examples, range(len(examples)), how, ways, shares)
 
 
 def _scored(batches, params=PARAMS, temperature=1.0, options=Options(), config=CONFIG):
@@ -56,13 +58,14 @@ def _expected(example: Example, temperature: float) -> tuple[np.ndarray, np.ndar
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("row_tokens", [8, 16, 64])
+@pytest.mark.parametrize("shares", [False, True])
 @pytest.mark.parametrize("budget", [None, 4 * 64 * 4 * 3])
-def test_scores_equal_the_full_softmax(temperature, row_tokens, budget, monkeypatch):
-    """One example a row, several, and all in one; float32, 2e-5."""
+def test_scores_equal_the_full_softmax(temperature, row_tokens, shares, budget, monkeypatch):
+    """One example a row, several, and all in one, with prompts of their own and shared; float32, 2e-5."""
     if budget:  # a few completion positions at a time: the length is not a multiple
         monkeypatch.setattr(logprobs, "_LOGITS_BYTES", budget)
     examples = _examples()
-    batches = _pack(examples, row_tokens)
+    batches = _pack(examples, row_tokens, shares=shares)
     for example, (logprob, entropy) in zip(examples, _scored(batches, temperature=temperature), strict=True):
         expected = _expected(example, temperature)
         np.testing.assert_allclose(logprob, expected[0], atol=2e-5)
@@ -137,6 +140,33 @@ def test_a_mesh_gives_the_same_scores_and_gradients(shape, tied, monkeypatch):
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.max(jnp.abs(b)))), found[1], expected[1]
+    )
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_shared_prompts_give_the_same_gradient(window):
+    """float32, 1e-4 of the largest gradient of a parameter; with a window that ends inside prompts, too."""
+    config = CONFIG if window is None else tiny_config(sliding_window=window, window_layers=(False, True))
+    examples = _examples()
+    value = np.random.default_rng(2).normal(size=(2, sum(len(e.completion_ids) for e in examples)))
+    ends = np.cumsum([len(e.completion_ids) for e in examples])
+    weights = [np.split(one, ends[:-1]) for one in value]
+
+    def gradient(shares):
+        (batch,) = _pack(examples, 64, shares=shares)
+        sequences = batch.sequences()
+        of_logprob, of_entropy = (batch.along(one) for one in weights)
+
+        def loss(params):
+            scores = completion_scores(config, params, sequences, 0.7)
+            return jnp.sum(of_logprob * scores.logprob + of_entropy * scores.entropy)
+
+        return jax.jit(jax.grad(loss))(PARAMS)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.max(jnp.abs(b)))),
+        gradient(True),
+        gradient(False),
     )
 
 

@@ -28,38 +28,60 @@ def _examples(lengths):
 
 def test_a_packed_row_by_hand():
     examples = _examples([(3, 2), (1, 1), (2, 3)])
-    (batch,) = micro_batches(examples, [0, 1, 2], PackConfig(row_tokens=8, micro_batch_tokens=100), ways=2)
+    pack = PackConfig(row_tokens=8, micro_batch_tokens=100)
+    (batch,) = micro_batches(examples, [0, 1, 2], pack, ways=2, shares_prompts=False)
     assert batch.rows == ((0, 1), (2,))  # longest first, each into the first row that has room
     found = batch.sequences()
     np.testing.assert_array_equal(found.tokens, [[1, 2, 3, 50, 51, 1, 50, 0], [1, 2, 50, 51, 52, 0, 0, 0]])
     np.testing.assert_array_equal(found.positions, [[0, 1, 2, 3, 4, 0, 1, 0], [0, 1, 2, 3, 4, 0, 0, 0]])
     np.testing.assert_array_equal(found.segments, [[1] * 5 + [2] * 2 + [0], [1] * 5 + [0] * 3])
-    np.testing.assert_array_equal(found.sources, [[2, 3, 5, 0], [1, 2, 3, 0]])
-    np.testing.assert_array_equal(found.targets, [[50, 51, 50, 0], [50, 51, 52, 0]])
-    np.testing.assert_array_equal(found.mask, [[1, 1, 1, 0], [1, 1, 1, 0]])
-    np.testing.assert_array_equal(batch.responses(), [[0, 0, 1, 0], [0, 0, 0, 0]])
+    assert found.prefixes is None
+    np.testing.assert_array_equal(found.sources, [[2, 3, 5], [1, 2, 3]])
+    np.testing.assert_array_equal(found.targets, [[50, 51, 50], [50, 51, 52]])
+    np.testing.assert_array_equal(found.mask, np.ones((2, 3)))
+    np.testing.assert_array_equal(batch.responses(), [[0, 0, 1], [0, 0, 0]])
     along = batch.along([np.array([0.5, 0.25]), 3.0, [1, 2, 4]])
-    np.testing.assert_array_equal(along, [[0.5, 0.25, 3, 0], [1, 2, 4, 0]])
+    np.testing.assert_array_equal(along, [[0.5, 0.25, 3], [1, 2, 4]])
     apart = {at: values.tolist() for at, values in batch.apart(along)}
     assert apart == {0: [0.5, 0.25], 1: [3.0], 2: [1.0, 2.0, 4.0]}
+
+
+def test_a_prompt_is_there_once_for_its_completions_by_hand():
+    """Two completions of one prompt and one of another; the third of the first finds no room and brings its own."""
+    same = Example((1, 2), (50, 51))
+    examples = [same, Example((1, 2), (60,)), Example((9,), (70, 71)), Example((1, 2), (80, 81))]
+    (batch,) = micro_batches(examples, range(4), PackConfig(row_tokens=6, micro_batch_tokens=100), ways=1)
+    assert batch.rows == ((0, 3), (1, 2))
+    found = batch.sequences()
+    np.testing.assert_array_equal(found.tokens, [[1, 2, 50, 51, 80, 81], [1, 2, 60, 9, 70, 71]])
+    np.testing.assert_array_equal(found.positions, [[0, 1, 2, 3, 2, 3], [0, 1, 2, 0, 1, 2]])
+    np.testing.assert_array_equal(found.segments, [[1, 1, 2, 2, 3, 3], [1, 1, 2, 3, 4, 4]])
+    np.testing.assert_array_equal(found.prefixes, [[1, 1, 1, 1, 1, 1], [1, 1, 1, 3, 3, 3]])
+    np.testing.assert_array_equal(found.sources[:, :4], [[1, 2, 1, 4], [1, 3, 4, 0]])
+    np.testing.assert_array_equal(found.targets[:, :4], [[50, 51, 80, 81], [60, 70, 71, 0]])
+    np.testing.assert_array_equal(batch.responses()[:, :4], [[0, 0, 1, 1], [0, 1, 1, 0]])
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.integers(1, 60)), min_size=1, max_size=40),
-    st.integers(8, 64), st.integers(1, 400), st.sampled_from([1, 2, 8]),
+    st.integers(8, 64), st.integers(1, 400), st.sampled_from([1, 2, 8]), st.booleans(),
 )  # fmt: skip
-def test_every_example_is_in_one_row_and_fits(lengths, row_tokens, micro_batch_tokens, ways):
+def test_every_example_is_in_one_row_and_fits(lengths, row_tokens, micro_batch_tokens, ways, shares):
     examples = _examples(lengths)
     chosen = list(range(0, len(examples), 2))
     pack = PackConfig(row_tokens=row_tokens, micro_batch_tokens=micro_batch_tokens)
-    batches = micro_batches(examples, chosen, pack, ways)
+    batches = micro_batches(examples, chosen, pack, ways, shares)
     assert sorted(at for batch in batches for at in batch.members) == chosen
     for batch in batches:
         assert len(batch.rows) % ways == 0
         assert batch.time * len(batch.rows) <= max(micro_batch_tokens, batch.time * ways)
         for row in batch.rows:
-            assert sum(examples[at].length for at in row) <= batch.time
+            prompts = [examples[at].prompt_ids for at in row]
+            once = [p for at, p in enumerate(prompts) if not shares or at == 0 or p != prompts[at - 1]]
+            assert len(once) == (len(set(once)) if shares else len(row))
+            own = sum(len(examples[at].completion_ids) for at in row)
+            assert sum(map(len, once)) + own <= batch.time
             assert sum(len(examples[at].completion_ids) for at in row) <= batch.width <= batch.time
 
 
