@@ -68,7 +68,7 @@ def elo_over_orders(
 
         order_QM = jax.vmap(bits)(jnp.asarray(key_Q2), games.mask)
         moved = Games(*(jnp.take_along_axis(jnp.asarray(x), order_QM, axis=-1) for x in games))
-        return elo_ratings(*moved, num_candidates, k=k, scale=scale, initial=initial)
+        return elo_ratings(*moved, num_candidates, k=k, scale=scale, initial=0.0)
 
-    ratings = jax.lax.map(one, jnp.arange(orders))
-    return jnp.mean(ratings, axis=0), jnp.std(ratings, axis=0)
+    offsets = jax.lax.map(one, jnp.arange(orders))
+    return initial + jnp.mean(offsets, axis=0), jnp.std(offsets, axis=0)

@@ -2,6 +2,12 @@
 
 Axes: Q tournaments (one for each query), M games of a tournament in the order they were played, C candidates.
 `count_Q` (int) says how many of the C candidates a tournament has; the others are padding.
+
+What is computed of them here and in elo.py and bradley_terry.py is computed of each tournament by itself: with arrays
+sharded along Q every device rates its own tournaments, and the ratings stay where they are (Bradley–Terry exchanges one
+flag a step: whether any tournament goes on). So millions of queries need a mesh, a Q that it divides, and
+
+    games = jax.device_put(games, NamedSharding(mesh, partition_spec(("batch",))))  # parallel/mesh.py
 """
 
 from collections.abc import Sequence

@@ -315,6 +315,18 @@ def test_the_best_of_n_in_one_call(place):
         rank_by(judge, "which?", [])
 
 
+@pytest.mark.parametrize("strategy", ["round-robin", "knockout", "swiss", "adaptive"])
+def test_the_same_response_twice_is_two_candidates(place, run, strategy):
+    row = query("a", 1, 4, 0)
+    row["responses"].append(row["responses"][1])
+    row["correct"].append(True)
+    write_rows(place, [row])
+    assert run("--strategy", strategy)[0] == 0
+    (ranked,) = results(place)
+    assert sorted(ranked["ranking"]) == [0, 1, 2, 3]
+    assert ranked["best"] in (1, 3)
+
+
 def test_equal_boxed_answers_are_not_judged(place, run):
     row = query("a", 3, 1, 2)
     row["responses"] = [text + " \\boxed{4}" * (at != 1) for at, text in enumerate(row["responses"])]

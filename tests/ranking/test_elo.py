@@ -1,14 +1,17 @@
 """Elo against the formula in plain Python float64 and against published ratings of a real battle log."""
 
 import csv
+import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rrm_jax.ranking.elo import elo_ratings
+from rrm_jax.ranking.elo import elo_over_orders, elo_ratings
+from rrm_jax.ranking.games import Games
 
 
 def by_the_formula(matches, count, k=4.0, scale=400.0, initial=1000.0):
@@ -100,6 +103,52 @@ def test_integer_scores_and_plain_lists_are_taken():
     ratings = elo_ratings(np.array([[0]]), np.array([[1]]), np.array([[1]]), np.array([[True]]), 2)
     assert ratings.dtype == np.float32
     assert ratings.tolist() == [[1002, 998]]
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 33])
+def test_any_number_of_matches_is_played_to_the_end(length):
+    games = [(at % COUNT, (at + 1) % COUNT, float(at % 3) / 2) for at in range(length)]
+    ratings = elo_ratings(*arrays([games, games[:-1]]), COUNT)
+    np.testing.assert_allclose(ratings[0], by_the_formula(games, COUNT), rtol=0, atol=2e-4)
+    np.testing.assert_allclose(ratings[1], by_the_formula(games[:-1], COUNT), rtol=0, atol=2e-4)
+
+
+def test_the_mean_over_drawn_orders_is_the_mean_over_all_orders():
+    games = [(0, 1, 1.0), (1, 2, 1.0), (2, 0, 1.0), (0, 1, 0.0)]
+    every = np.array([by_the_formula(order, 3, k=200.0) for order in itertools.permutations(games)])
+    # A gap between the games, and another tournament beside them: neither may change anything.
+    first, second, score, mask = arrays([[games[0], (0, 1, 0.3), *games[1:]], [(0, 1, 1.0)]])
+    mask[0, 1] = False
+    drawn = Games(first, second, score, mask)
+    keys = np.array([[1, 2], [3, 4]], np.uint32)
+    mean, spread = elo_over_orders(drawn, keys, 3, orders=4000, k=200.0)
+    error = 4.5 * every.std(axis=0) / np.sqrt(4000)
+    assert (np.abs(mean[0] - every.mean(axis=0)) < error).all()
+    np.testing.assert_allclose(spread[0], every.std(axis=0), rtol=0.06)
+    np.testing.assert_allclose([mean[1], spread[1]], [[1100, 900, 1000], [0, 0, 0]], rtol=0, atol=1e-4)  # float32
+    again, _ = elo_over_orders(drawn, keys, 3, orders=100, k=200.0)
+    other, _ = elo_over_orders(drawn, keys + 1, 3, orders=100, k=200.0)
+    assert (again == elo_over_orders(drawn, keys, 3, orders=100, k=200.0)[0]).all()
+    assert (again[0] != other[0]).all()
+
+
+def test_derivatives_are_those_of_the_formula():
+    games = [(0, 1, 0.8), (1, 2, 0.3), (2, 0, 0.6), (3, 1, 0.5), (0, 1, 0.1)] * 4
+    with jax.enable_x64(True):
+        first, second, score, mask = arrays([games], np.float64)
+        mask[0, 7] = False
+
+        def last(score, k):
+            return elo_ratings(first, second, score, mask, 4, k=k)[0, 1]
+
+        by_score, by_k = jax.grad(last, argnums=(0, 1))(jnp.asarray(score), 40.0)
+        for at in range(len(games)):
+            step = np.zeros_like(score)
+            step[0, at] = 1e-4
+            numeric = (last(score + step, 40.0) - last(score - step, 40.0)) / 2e-4
+            np.testing.assert_allclose(by_score[0, at], numeric, rtol=1e-6, atol=1e-8)  # float64
+        np.testing.assert_allclose(by_k, (last(score, 40.01) - last(score, 39.99)) / 0.02, rtol=1e-6)
+    assert by_score[0, 7] == 0
 
 
 BATTLES = {"llmfao": 8931, "food": 30, "simple": 16}

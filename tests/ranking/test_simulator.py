@@ -7,7 +7,11 @@ from rrm_jax.errors import RrmError
 from rrm_jax.ranking.field import Pairs, field_of
 from rrm_jax.ranking.games import Games
 from rrm_jax.ranking.protocol import Item
-from rrm_jax.ranking.simulator import Simulator, draw_world, verdicts, world_of_labels
+from rrm_jax.ranking.rating import Rating, rate, standings
+from rrm_jax.ranking.simulator import Simulator, ask_simulator, draw_world, verdicts, world_of_labels
+from rrm_jax.ranking.stopping import Stop
+from rrm_jax.ranking.strategies import RoundRobin
+from rrm_jax.ranking.tournament import play
 
 COUNT, SIZE = 4000, 4
 FIELD = field_of([Item(str(at), SIZE) for at in range(COUNT)], 0)
@@ -68,6 +72,23 @@ def test_labels_make_a_judge_of_that_accuracy():
     world = world_of_labels(FIELD, correct)
     named = ask(Simulator(np.log(4.0).item()), (0, 1), (3, 2), (0, 2), world=world)
     np.testing.assert_allclose(named.mean(axis=0), [0.8, 0.2, 0.5], rtol=0, atol=0.032)  # 4 standard errors
+
+
+@pytest.mark.parametrize("rating", ["points", "elo"])
+def test_the_exact_rule_changes_no_winner_of_ten_thousand_tournaments(rating):
+    size = 6
+    field = field_of([Item(str(at), size) for at in range(10_000)], 1)
+    ask = ask_simulator(Simulator(3.0), draw_world(field, size))
+    best, compared = [], []
+    whole, early = RoundRobin(in_rounds=True), RoundRobin(in_rounds=True, prune=rating == "points")
+    for strategy, stop in ((whole, Stop()), (early, Stop(certain=True))):
+        played = play(field, size, strategy, ask, Rating(rating), stop)
+        best.append(np.asarray(standings(field, rate(Rating(rating), strategy, field, played.games, size), size))[:, 0])
+        compared.append(int(played.compared.sum()))
+    np.testing.assert_array_equal(*best)
+    saved = 1 - compared[1] / compared[0]
+    print(f"by {rating} {100 * saved:.1f} % of the comparisons are saved")
+    assert saved > (0.05 if rating == "points" else 0)
 
 
 def test_wrong_settings_are_refused():
