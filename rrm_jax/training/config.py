@@ -64,7 +64,7 @@ class RolloutConfig(Config):
     batch_size: int = Field(64, ge=1)
     """Rows that are sampled at a time."""
     asynchronous: bool = False
-    """Sample a step's rollouts while the step before is learnt from, with weights one step old."""
+    """Sample a step's rollouts while the step before is learnt from, with weights one step old. On one device only."""
 
 
 class RewardConfig(Config):

@@ -78,7 +78,8 @@ def train_grpo(config: TrainConfig, resume: bool, report: Report) -> Path:
                 run.write_traces(step, traces_of(rollouts, run.tokenizer, config.log.traces, step))
                 seconds = run.seconds()
                 work = learner.decoder, rollouts.examples, seconds, learner.mesh.devices.size, grpo.epochs
-                values |= throughput(*work, adapters=learner.frozen is not None)
+                how = {"shares_prompts": learner.shares_prompts, "adapters": learner.frozen is not None}
+                values |= throughput(*work, **how)
                 run.metrics.write("train", step, values | seconds, _SHOWN)
                 # What is sampled in advance is saved with a step; else nothing stands in the way of stopping early.
                 pending = functools.partial(source.save, step) if config.rollout.asynchronous else None

@@ -11,6 +11,7 @@ import optax
 
 from rrm_jax.checkpoints.load import load_model
 from rrm_jax.checkpoints.training_state import TrainingCheckpoints
+from rrm_jax.errors import RrmError
 from rrm_jax.models import lora
 from rrm_jax.models.attention import choose_backend, shares_prefixes
 from rrm_jax.models.decoder import Options, Params
@@ -44,6 +45,12 @@ class Learner:
     def __init__(self, config: TrainConfig):
         self.config = config
         self.mesh = make_mesh(MeshShape(**config.mesh.model_dump()))
+        if config.rollout.asynchronous and self.mesh.size > 1:
+            # Two threads would start programs on the same devices in orders that devices need not agree on.
+            raise RrmError(
+                f"rollout.asynchronous samples and learns at once on one device, and the mesh has {self.mesh.size}; "
+                "leave it out"
+            )
         self.ways = int(np.prod([self.mesh.shape[axis] for axis in RULES["batch"]]))
         place = functools.partial(param_sharding, self.mesh)
         dtype = jnp.dtype(config.model.compute_dtype)
@@ -89,15 +96,16 @@ class Learner:
                 self._working = self.version, self._jitted.cast(self.params)
         return self._working[1]
 
-    def micro_batches(self, examples: Sequence[Example], chosen: Sequence[int] | None = None) -> list[MicroBatch]:
-        """The chosen examples (None: all), packed for this mesh; a prompt is computed once for all its completions.
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt is run once for the completions beside it: not on a TPU, whose kernel has no mask for that,
+        nor with dynamic RoPE, which turns a prompt by the length of the whole."""
+        return shares_prefixes(self.options.attention) and self.decoder.rope.kind != "dynamic"
 
-        Not on a TPU, whose kernel knows no such thing, nor with dynamic RoPE, which turns a prompt by the length of
-        the whole.
-        """
-        shares = shares_prefixes(self.options.attention) and self.decoder.rope.kind != "dynamic"
+    def micro_batches(self, examples: Sequence[Example], chosen: Sequence[int] | None = None) -> list[MicroBatch]:
+        """The chosen examples (None: all), packed for this mesh."""
         chosen = range(len(examples)) if chosen is None else chosen
-        return micro_batches(examples, chosen, self.config.pack, self.ways, shares)
+        return micro_batches(examples, chosen, self.config.pack, self.ways, self.shares_prompts)
 
     def model_of_step(self) -> Params:
         """The policy as it is, for forward passes without gradients."""

@@ -72,7 +72,8 @@ def train_supervised(config: TrainConfig, resume: bool, report: Report) -> Path:
             seconds = run.seconds()
             values = {"loss": sums["loss"], "grad_norm": sums["grad_norm"], "tokens": float(tokens)}
             work = learner.decoder, examples, seconds, learner.mesh.devices.size, 1
-            values |= throughput(*work, adapters=learner.frozen is not None)
+            how = {"shares_prompts": learner.shares_prompts, "adapters": learner.frozen is not None}
+            values |= throughput(*work, **how)
             run.metrics.write("train", step, values | seconds, ("loss", "grad_norm"))
             run.finish_step(step)
             if evaluator.due(step):

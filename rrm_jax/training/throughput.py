@@ -51,19 +51,23 @@ def training_work(
     prompt_lengths: Sequence[int],
     completion_lengths: Sequence[int],
     *,
+    repeated: Sequence[bool] | None = None,
     adapters: bool = False,
 ) -> Work:
     """One forward and backward pass over sequences of these lengths, in tokens.
 
+    Where `repeated`, the prompt is another sequence's too, and was run with that one only.
     With `adapters` the matrices are frozen: the gradients by their weights, a third of all, are not computed, and the
     adapters' own products are too small to count.
     """
     prompt, completion = np.asarray(prompt_lengths, np.int64), np.asarray(completion_lengths, np.int64)
     lengths = prompt + completion
-    tokens, scored = int(lengths.sum()), int(completion.sum())
+    again = prompt[np.asarray(repeated, bool)] if repeated is not None else prompt[:0]
+    tokens, scored = int(lengths.sum() - again.sum()), int(completion.sum())
     windowed = sum(config.window_layers)
-    seen = (config.num_layers - windowed) * _seen(lengths, None)
-    seen += windowed * _seen(lengths, config.sliding_window)
+    seen = 0
+    for layers, window in ((config.num_layers - windowed, None), (windowed, config.sliding_window)):
+        seen += layers * (_seen(lengths, window) - _seen(again, window))
     weights = tokens * config.num_layers * layer_weights(config) + scored * config.vocab_size * config.hidden_size
     flops = (4 if adapters else 6) * weights + 12 * config.num_heads * config.head_dim * seen
     return Work(tokens, float(flops))
@@ -93,16 +97,23 @@ def throughput(
     devices: int,
     passes: int,
     *,
+    shares_prompts: bool = False,
     adapters: bool = False,
 ) -> dict[str, float]:
     """What a step's `seconds` (of `Run.seconds`) say, when `passes` times an update went over its `examples`.
 
     `tokens_per_second`, prompts included, by the whole step; `mfu` of the update alone, on so many `devices`;
-    `memory_peak_gib` of one device, since the process began. What is not known of the devices is left out.
+    `memory_peak_gib` of one device, since the process began. With `shares_prompts` a prompt counts once, however many
+    of the examples have it. What is not known of the devices is left out.
     """
     prompts = [len(example.prompt_ids) for example in examples]
     completions = [len(example.completion_ids) for example in examples]
-    work = training_work(config, prompts, completions, adapters=adapters)
+    known: set[tuple[int, ...]] = set()
+    repeated = []
+    for example in examples:
+        repeated.append(shares_prompts and example.prompt_ids in known)
+        known.add(example.prompt_ids)
+    work = training_work(config, prompts, completions, repeated=repeated, adapters=adapters)
     values = {"tokens_per_second": work.tokens / sum(seconds.values())}
     peak, memory = peak_flops(jax.devices()[0]), device_memory()
     if peak is not None:

@@ -136,6 +136,12 @@ def test_flops_add_up_over_sequences_and_respect_windows_and_adapters():
     windowed = tiny_config(sliding_window=4, window_layers=(False, True))
     keys = sum(range(1, 13)) - sum(min(at, 4) for at in range(1, 13))
     assert parts[0].flops - training_work(windowed, [5], [7]).flops == 12 * 4 * 8 * keys
+    # Two completions of one prompt: its 5 tokens, and what they see of each other, once.
+    twice = training_work(small, [5, 5], [7, 3], repeated=[False, True])
+    apart = training_work(small, [5, 5], [7, 3])
+    assert twice.tokens == 5 + 7 + 3
+    once = 6 * 5 * small.num_layers * layer_weights(small) + 12 * 4 * 8 * small.num_layers * 15
+    assert apart.flops - twice.flops == once
     full, frozen = (training_work(small, [5], [7], adapters=adapters).flops for adapters in (False, True))
     attention = 12 * 2 * 4 * 8 * sum(range(1, 13))
     assert (frozen - attention) / (full - attention) == pytest.approx(2 / 3)

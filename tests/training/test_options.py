@@ -14,6 +14,7 @@ from rrm_jax.checkpoints.run_files import read_metrics
 from rrm_jax.checkpoints.store import read_meta
 from rrm_jax.data.records import Pair
 from rrm_jax.data.stream import swap
+from rrm_jax.errors import RrmError
 from rrm_jax.parallel.mesh import make_mesh
 from rrm_jax.training import learner as learner_module
 from rrm_jax.training.config import TrainConfig
@@ -84,6 +85,28 @@ def test_asynchronous_rollouts_are_one_step_old_and_a_resumed_run_has_the_same(h
     again = _went_on_from(home, run, 1, **changes)
     assert _comparable(again) == rows
     _equal(run, again)
+
+
+def test_two_threads_never_share_a_mesh(home, monkeypatch):
+    monkeypatch.undo()
+    with pytest.raises(RrmError, match="the mesh has 8"):
+        _train(home, "ahead8", rollout__asynchronous=True, grpo__importance_cap=2.0)
+    assert not (home / "ahead8").exists()
+
+
+def test_a_run_goes_on_on_another_number_of_devices(home, monkeypatch):
+    """From one device to 2 × 2 × 2. float32: the same samples, norms to 1e-3; AdamW divides small gradients by
+    themselves, so that a few parameters (1 %) may differ by more than 1e-4."""
+    monkeypatch.undo()
+    run, mesh = home / "full", {"data": 2, "fsdp": 2, "tensor": 2}
+    again = _went_on_from(home, run, 1, mesh=mesh)
+    for one, two in zip(_comparable(run), _comparable(again), strict=True):
+        assert two["accuracy"] == one["accuracy"]
+        assert two["tokens"] == one["tokens"]
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3, abs=1e-5)
+    others = _params(again)
+    far = [np.mean(np.abs(value - others[name]) > 1e-4) for name, value in _params(run).items()]
+    assert max(far) < 0.01
 
 
 def test_dynamic_sampling_draws_until_the_batch_is_full(home):
