@@ -94,19 +94,22 @@ def _climbed(tallies: Tallies, own_W, begin_QW) -> jax.Array:
     size, dtype, biased = tallies.score.shape[-1], tallies.score.dtype, len(own_W) > tallies.score.shape[-1]
     turned_QCC = jnp.swapaxes(tallies.count, 1, 2)
     points_QCC = tallies.score + turned_QCC - jnp.swapaxes(tallies.score, 1, 2)
+    met_QCC = tallies.count + turned_QCC
     # What rounding leaves of the slope: a weak prior would make long steps of it.
-    noise_QW = 2 * jnp.finfo(dtype).eps * (jnp.sum(tallies.count + turned_QCC, axis=2))
+    noise_QW = 2 * jnp.finfo(dtype).eps * jnp.sum(met_QCC, axis=2)
     noise_QW = jnp.pad(noise_QW, ((0, 0), (0, int(biased))))
 
     def newton(x_QW, least):
         there_QCC = _expected(x_QW, size)  # i's chances where i is named first, and where j is
-        back_QCC = _expected(x_QW, size, turned=True) if biased else there_QCC
-        slope_QW = jnp.sum(points_QCC - tallies.count * there_QCC - turned_QCC * back_QCC, axis=2)
         if biased:
+            back_QCC = _expected(x_QW, size, turned=True)
+            slope_QC = jnp.sum(points_QCC - tallies.count * there_QCC - turned_QCC * back_QCC, axis=2)
             of_bias_Q = jnp.sum(tallies.score - tallies.count * there_QCC, axis=(1, 2))
-            slope_QW = jnp.concatenate([slope_QW, of_bias_Q[:, None]], axis=1)
-        weights = tallies.count * there_QCC * (1 - there_QCC), turned_QCC * back_QCC * (1 - back_QCC)
-        curve = curvature(*weights)
+            slope_QW = jnp.concatenate([slope_QC, of_bias_Q[:, None]], axis=1)
+            curve = curvature(tallies.count * there_QCC * (1 - there_QCC), turned_QCC * back_QCC * (1 - back_QCC))
+        else:
+            slope_QW = jnp.sum(points_QCC - met_QCC * there_QCC, axis=2)
+            curve = curvature(met_QCC * there_QCC * (1 - there_QCC), jnp.zeros_like(met_QCC))
         diagonal_QW = diagonal(curve, own_W)
         enough_Q = jnp.sum(noise_QW**2 / diagonal_QW, axis=1)
         return solved(lambda v_QW: times(curve, own_W, v_QW), slope_QW - own_W * x_QW, least, diagonal_QW, enough_Q)
@@ -125,7 +128,8 @@ def _climbed(tallies: Tallies, own_W, begin_QW) -> jax.Array:
         move_QW = jnp.where((size_Q > tolerance)[:, None], shorter(newton(x_QW, _ROUGH)), 0)
         return x_QW + move_QW, jnp.max(jnp.abs(move_QW), axis=1), number + 1
 
-    tolerance = 1e-5 if dtype == jnp.float64 else 1e-3  # of a step; what is left then is nearer its square
+    # Of a step: what is left is about its square, and after one more step that one's square.
+    tolerance = 1e-4 if dtype == jnp.float64 else 1e-2
     # Where all are equal the curvature is largest, and the whole step goes up.
     state = begin_QW + newton(begin_QW, _ROUGH), jnp.full(len(begin_QW), jnp.inf, dtype), 0
     going_on = lambda state: jnp.any(state[1] > tolerance) & (state[2] < _MOST_STEPS)  # noqa: E731
