@@ -59,8 +59,10 @@ def fit(tallies: Tallies, count_Q, *, prior=PRIOR, position_bias: bool = False, 
             squares_QCC = tallies.square - 2 * p_QCC * tallies.score + tallies.count * p_QCC * p_QCC
             wrong_QWW = covariance_QWW @ assembled(curvature(squares_QCC), 0 * own_W) @ covariance_QWW
         zeros_Q = jnp.zeros(len(x_QW), dtype)
+        # By the prior the mean is 0, which rounding hides where the prior is weak.
+        mean_Q = jnp.sum(jnp.where(real_QC, x_QW[:, :size], 0), axis=1) / jnp.maximum(jnp.sum(real_QC, axis=1), 1)
         return Fit(
-            theta=jnp.where(real_QC, x_QW[:, :size], 0),
+            theta=jnp.where(real_QC, x_QW[:, :size] - mean_Q[:, None], 0),
             bias=x_QW[:, size] if position_bias else zeros_Q,
             covariance=_of_real(covariance_QWW, real_QC),
             bias_variance=covariance_QWW[:, size, size] if position_bias else zeros_Q,

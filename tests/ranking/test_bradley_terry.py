@@ -157,6 +157,7 @@ def test_with_the_weakest_prior_rounding_makes_no_strengths(games):
     with jax.enable_x64(True):
         double = fit(tallied([games], 24, dtype=np.float64), np.array([COUNT]), prior=1e3).theta[0]
     np.testing.assert_allclose(single, double, rtol=0, atol=5e-3)
+    assert abs(np.sum(single)) < 1e-5
 
 
 def test_who_never_loses_is_far_ahead_without_a_prior_and_nothing_overflows():
