@@ -13,6 +13,7 @@ as the lines say, and are compared by games a second.
 import argparse
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -28,6 +29,7 @@ from rrm_jax.ranking.bradley_terry import elo_scale, fit, intervals
 from rrm_jax.ranking.elo import elo_ratings
 from rrm_jax.ranking.games import Games, tally
 
+_PART = 1000  # tournaments
 Method = Callable[[], tuple[float, np.ndarray]]  # seconds and ratings [B, C]
 
 
@@ -49,6 +51,14 @@ def _strengths(games: Games, count_Q, place_C) -> jax.Array:
 
 
 @jax.jit
+def _strengths_by_parts(games: Games, count_Q, place_C) -> jax.Array:
+    """A part at a time, so that its matrices stay in the cache; still one call."""
+    part = math.gcd(len(count_Q), _PART)
+    parts = jax.tree.map(lambda x: x.reshape(-1, part, *x.shape[1:]), (games, count_Q))
+    return jax.lax.map(lambda x: _strengths(*x, place_C), parts).reshape(-1, len(place_C))
+
+
+@jax.jit
 def _with_intervals(games: Games, count_Q, place_C) -> tuple[jax.Array, jax.Array, jax.Array]:
     fitted = fit(tally(games, len(place_C)), count_Q, prior=np.inf, sandwich=True)
     return (elo_scale(fitted.theta), *map(elo_scale, intervals(fitted.theta, fitted.sandwich)))
@@ -64,8 +74,9 @@ def ours(kind: str, games: Games, candidates: int, dtype=np.float32) -> tuple[Me
         if kind == "elo":
             compiled = elo_ratings.lower(*games, candidates).compile()
             call = lambda: (compiled(*games),)  # noqa: E731
-        elif kind == "bradley-terry":
-            compiled = _strengths.lower(games, count, place).compile()
+        elif kind.startswith("bradley-terry"):
+            rate = _strengths if kind == "bradley-terry" else _strengths_by_parts
+            compiled = rate.lower(games, count, place).compile()
             call = lambda: (compiled(games, count, place),)  # noqa: E731
         else:
             compiled = _with_intervals.lower(games, count, place).compile()
@@ -137,8 +148,8 @@ def main_table(peers: Peers | None, tournaments: int, candidates: int, repeats: 
     games = random_games(tournaments, candidates)
     length = games.score.shape[1]
     methods, compiling, counts = {}, {}, {}
-    kinds = [("elo", np.float32), ("elo", np.float64), ("bradley-terry", np.float32), ("and intervals", np.float32)]
-    for kind, dtype in kinds:
+    kinds = ["elo", "bradley-terry", f"bradley-terry, by {_PART}", "and intervals"]
+    for kind, dtype in [("elo", np.float64), *((kind, np.float32) for kind in kinds)]:
         name = f"rrm_jax {kind}, {np.dtype(dtype).name}"
         methods[name], compiling[name] = ours(kind, games, candidates, dtype)
         counts[name] = tournaments
@@ -163,6 +174,7 @@ def main_table(peers: Peers | None, tournaments: int, candidates: int, repeats: 
         ("rrm_jax elo, float64", "evalica elo", 10),
         ("rrm_jax elo, float32", "evalica elo, one log", 0),
         ("rrm_jax bradley-terry, float32", "evalica bradley-terry", 10),
+        (f"rrm_jax bradley-terry, by {_PART}, float32", "evalica bradley-terry", 10),
         ("rrm_jax and intervals, float32", "arena-rank bradley-terry", 50),
     ]:
         if other in rate:
