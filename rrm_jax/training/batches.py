@@ -105,8 +105,8 @@ def micro_batches(
     The longest come first, with all that share their prompt, each into a row that has its prompt already and room for
     the completion, or into the first with room for both. A row has `pack.row_tokens` tokens, or, for what is longer,
     the next of `bucket`'s lengths. A micro-batch has rows of one length, as many as `pack.micro_batch_tokens` hold, and
-    a multiple of `ways` (data × fsdp devices); fewer, by halves, where there are no more. So shapes are few, and
-    with them compilations.
+    a multiple of `ways` (data × fsdp devices); where there are no more, the next of `bucket`'s numbers. So shapes are
+    few, and with them compilations.
     """
     rows, times = _filled(examples, chosen, pack, shares_prompts)
     batches = []
@@ -115,9 +115,7 @@ def micro_batches(
         most = max(pack.micro_batch_tokens // (time * ways), 1) * ways
         for start in range(0, len(of_time), most):
             part = of_time[start : start + most]
-            count = ways
-            while count < len(part):
-                count = min(2 * count, most)
+            count = min(bucket(len(part), ways), most)
             widest = max(sum(len(examples[at].completion_ids) for at in row) for row in part)
             eighth = -(-time // 8)
             width = min(-(-widest // eighth) * eighth, time)
