@@ -25,6 +25,8 @@ _PACKAGES = (
     "transformers",
     "tokenizers",
     "grain",
+    "tensorflow-datasets",
+    "array-record",
     "numpy",
 )
 

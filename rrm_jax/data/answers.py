@@ -1,4 +1,8 @@
-"""The final answer that a response ends with."""
+"""What a response comes to: its answer without the thinking before it, and the final answer that it ends with."""
+
+from rrm_jax.data.tokenizer import END_THINK
+
+NO_ANSWER = "[NO ANSWER]"
 
 
 def last_boxed(text: str) -> str | None:
@@ -20,3 +24,13 @@ def last_boxed(text: str) -> str | None:
             return text[start + len(opening) : at - 1].strip() or None
         end = start
     return None
+
+
+def strip_thinking(response: str, *, require_answer: bool = False) -> str:
+    """What follows the response's last `</think>`.
+
+    A response without one is left whole, be it an ordinary answer or a text about the tag `<think>`; with
+    `require_answer`, for the rollouts of a policy that thinks first, it has no answer and becomes `[NO ANSWER]`.
+    """
+    _, end, answer = response.rpartition(END_THINK)
+    return NO_ANSWER if require_answer and not end else answer

@@ -30,6 +30,18 @@ class Candidates:
 
 
 @dataclasses.dataclass(frozen=True)
+class Question:
+    """A query without responses. `answer` is the final answer that is known to be right (None: unknown), `verifier`
+    the rule that says whether a response comes to it ("": the caller's choice)."""
+
+    id: str
+    query: str
+    answer: str | None = None
+    source: str = ""
+    verifier: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Prompt:
     """Exactly one of `prompt` (text) and `prompt_ids` (token ids, no tokenizer needed)."""
 
@@ -94,6 +106,13 @@ def parse_labelled_pair(row: dict[str, Any]) -> Pair:
     if pair.label is None:
         raise RowError("field 'label' must be 1 or 2 here, not null")
     return pair
+
+
+def parse_question(row: dict[str, Any]) -> Question:
+    answer = row.get("answer")
+    answer = None if answer is None else _checked_text(answer, "answer")
+    source, verifier = (_checked_text(row.get(key, ""), key) for key in ("source", "verifier"))
+    return Question(_id(row), _text(row, "query"), answer, source, verifier)
 
 
 def parse_candidates(row: dict[str, Any]) -> Candidates:

@@ -5,10 +5,11 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
+from rrm_jax.data.answers import strip_thinking
 from rrm_jax.data.records import Pair
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.judging.forcing import forcing, ran_out
-from rrm_jax.judging.prompt import Fitted, fit, strip_thinking
+from rrm_jax.judging.prompt import Fitted, fit
 from rrm_jax.judging.store import Asked, VoteLog, VoteRecord, digest
 from rrm_jax.judging.template import Template
 from rrm_jax.judging.verdict import Verdict, verdict_of_completion, written_text

@@ -4,12 +4,11 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from rrm_jax.data.tokenizer import END_THINK, Tokenizer
+from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.errors import RrmError
 from rrm_jax.judging.template import Template
 
 Messages = tuple[tuple[str, str], ...]  # (role, text)
-NO_ANSWER = "[NO ANSWER]"
 _RESERVED = 200  # tokens that the released code sets aside before it halves the prompt for the two responses
 
 
@@ -19,16 +18,6 @@ class JudgePrompt:
 
     ids: list[int]
     truncated: bool
-
-
-def strip_thinking(response: str, *, require_answer: bool = False) -> str:
-    """What follows the response's last `</think>`.
-
-    A response without one is left whole, be it an ordinary answer or a text about the tag `<think>`; with
-    `require_answer`, for the rollouts of a policy that thinks first, it has no answer and becomes `[NO ANSWER]`.
-    """
-    _, end, answer = response.rpartition(END_THINK)
-    return NO_ANSWER if require_answer and not end else answer
 
 
 def build_prompt(

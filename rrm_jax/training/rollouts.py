@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from rrm_jax.data.answers import strip_thinking
 from rrm_jax.data.records import Pair
 from rrm_jax.data.stream import swap
 from rrm_jax.data.tokenizer import Tokenizer
-from rrm_jax.judging.prompt import JudgePrompt, build_prompt, strip_thinking
+from rrm_jax.judging.prompt import JudgePrompt, build_prompt
 from rrm_jax.judging.template import Template
 from rrm_jax.judging.verdict import verdict_of_completion
 from rrm_jax.rl.advantages import group_advantages

@@ -8,9 +8,10 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rrm_jax.data.answers import NO_ANSWER, strip_thinking
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.errors import RrmError
-from rrm_jax.judging.prompt import NO_ANSWER, build_prompt, fit, strip_thinking
+from rrm_jax.judging.prompt import build_prompt, fit
 from rrm_jax.judging.template import Template, load_template
 
 HOSTILE = (

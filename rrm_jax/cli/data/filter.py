@@ -1,4 +1,4 @@
-"""`rrm data`: what is done with files of pairs before training."""
+"""`rrm data filter`: without the pairs that a judge finds too easy, or too hard, to learn from."""
 
 import dataclasses
 import hashlib
@@ -11,8 +11,6 @@ import typer
 
 from rrm_jax.cli.judge_options import JudgeOptions
 from rrm_jax.cli.options import ModelOptions, Strict, Verdicts, with_options
-
-app = typer.Typer(help="Prepare pairs to train on.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +35,8 @@ class _Limits:
     ] = 0
 
 
-@app.command("filter")
 @with_options
-def filter_(
+def command(
     models: ModelOptions,
     pairs: Annotated[Path, typer.Option(help="JSONL: id, query, response_1, response_2, label 1 or 2.")],
     out: Annotated[

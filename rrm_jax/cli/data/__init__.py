@@ -1,0 +1,9 @@
+"""`rrm data`: what is done with data before training; one thin module a verb, nothing heavy imported at its top."""
+
+import typer
+
+from rrm_jax.cli.data import filter as filter_
+
+app = typer.Typer(help="Prepare pairs to train on.", no_args_is_help=True, rich_markup_mode=None)
+
+app.command("filter")(filter_.command)
