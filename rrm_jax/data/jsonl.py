@@ -38,7 +38,7 @@ class Reader[T]:
                     if not line.strip():
                         continue
                     try:
-                        parsed = self.parse(_decode(line))
+                        parsed = self.parse(decode_row(line))
                     except RowError as error:
                         message = f"{self.path}:{number}: {error}"
                         if self.strict:
@@ -56,7 +56,8 @@ class Reader[T]:
             )
 
 
-def _decode(line: bytes) -> dict[str, Any]:
+def decode_row(line: bytes) -> dict[str, Any]:
+    """A line's JSON object. Raises RowError."""
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -129,7 +130,7 @@ class AppendLog:
             with open(self.path, "rb") as file:
                 for number, line in enumerate(file, start=1):
                     try:
-                        yield _decode(line)
+                        yield decode_row(line)
                     except RowError as error:
                         raise RrmError(
                             f"{self.path}:{number}: {error}; the log is damaged, move it away to start afresh"
