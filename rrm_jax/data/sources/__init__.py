@@ -1,6 +1,5 @@
 """The data sets that `rrm data prepare` knows. A new one is a module with a `SOURCE`, and its name below."""
 
-import functools
 import importlib
 
 from rrm_jax.data.sources.base import Source
@@ -20,7 +19,6 @@ MODULES = (
 )
 
 
-@functools.cache
 def sources() -> dict[str, Source]:
     """Every data set by its name."""
     modules = (importlib.import_module(f"{__name__}.{module}") for module in MODULES)

@@ -98,7 +98,7 @@ class Preparation:
         if key in seen:
             if seen[key] == content:
                 raise Unusable(REPEATED)
-            raise Unusable("same id, another answer", record.id)
+            raise Unusable("same id, other content", record.id)
         seen[key] = content
         if self.part is not None and self.part[1](at, record) != self.part[0]:
             raise Unusable(OTHER_PART)
