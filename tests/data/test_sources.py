@@ -111,7 +111,8 @@ def test_the_authors_split_of_skywork():
     """`Dataset.train_test_split(train_size=75000, test_size=2016, shuffle=True, seed=42)` of datasets 5.2.0, run on
     77,016 rows: the first rows of both parts, and the sum of the test part's."""
     parts = get_source("skywork-reward").parts
-    assert parts is not None and parts.seed == 42
+    assert parts is not None
+    assert parts.seed == 42
     part = parts.assign(lambda: 77_016, lambda: [], 42)
     record = Question("", "")
     assert {part(row, record) for row in (35301, 22071, 56713, 36132, 13947, 149)} == {"test"}
@@ -398,7 +399,7 @@ def test_every_module_of_the_package_is_registered():
     for name, source in sources().items():
         assert name == source.name
         assert source.name == "generic" or (source.hub and source.licence and source.revision and source.citation)
-    with pytest.raises(RrmError, match="did you mean dapo-math?"):
+    with pytest.raises(RrmError, match=r"did you mean dapo-math\?"):
         get_source("dapo")
 
 
