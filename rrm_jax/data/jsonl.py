@@ -80,7 +80,8 @@ def write_whole(path: str | Path, text: str) -> None:
         raise RrmError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def _encode(row: dict[str, Any]) -> bytes:
+def encode_row(row: dict[str, Any]) -> bytes:
+    """A row's line, its end included: UTF-8 as it is, but escapes where there is no UTF-8 for it."""
     try:
         text = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     except UnicodeEncodeError:  # a lone surrogate has no UTF-8, but an escape
@@ -140,7 +141,7 @@ class AppendLog:
 
     def append(self, row: dict[str, Any]) -> None:
         """Writes one row and hands it to the operating system before returning (a killed process loses none)."""
-        line = memoryview(_encode(row))
+        line = memoryview(encode_row(row))
         before = self._file.seek(0, os.SEEK_END)
         try:
             while line:
