@@ -3,7 +3,9 @@
 import typer
 
 from rrm_jax.cli.data import filter as filter_
+from rrm_jax.cli.data import label
 
 app = typer.Typer(help="Prepare pairs to train on.", no_args_is_help=True, rich_markup_mode=None)
 
 app.command("filter")(filter_.command)
+app.command("label")(label.command)
