@@ -14,7 +14,7 @@ from rrm_jax.cli.backend import open_generator
 from rrm_jax.cli.judge_options import JudgeOptions, open_judge
 from rrm_jax.cli.loading import Progress, check_rows, warn
 from rrm_jax.cli.options import ModelOptions, Strict, Verdicts, with_options
-from rrm_jax.data.answers import last_boxed
+from rrm_jax.data.answers import canonical, final_answer, last_boxed, strip_thinking
 from rrm_jax.data.jsonl import Reader
 from rrm_jax.data.records import Candidates, Unique, parse_candidates
 from rrm_jax.errors import RrmError
@@ -60,10 +60,10 @@ class StrategyOptions:
         Literal["random", "draw"], typer.Option(help="A comparison without a winner is a random one's win, or a draw.")
     ] = "random"
     same_answer: Annotated[
-        Literal["compare", "given", "boxed"],
+        Literal["compare", "given", "boxed", "final"],
         typer.Option(
-            help="given, boxed: do not compare candidates whose final answers, their `answers` or what they box last, "
-            "are the same."
+            help="given, boxed, final: do not compare candidates whose final answers, their `answers`, what they box "
+            "last, or what they end with in any usual form (1/2 is 0.5), are the same."
         ),
     ] = "compare"
 
@@ -162,6 +162,9 @@ def command(
 def answers_of(row: Candidates, rule: str) -> tuple[str | None, ...] | None:
     if rule == "given" and row.answers is None:
         raise RrmError(f"--same-answer given: row {row.id!r} has no field 'answers'")
+    if rule == "final":
+        found = (final_answer(strip_thinking(response)) for response in row.responses)
+        return tuple(None if answer is None else canonical(answer) for answer in found)
     if rule == "boxed":
         return tuple(last_boxed(response) for response in row.responses)
     return row.answers if rule == "given" else None

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rrm_jax.cli.rank import answers_of
 from rrm_jax.data.answers import canonical, final_answer, last_boxed
+from rrm_jax.data.records import Candidates
 
 PIECES = [
     "\\boxed{",
@@ -143,3 +145,11 @@ def test_fractions_have_one_form(value, factor):
     top, bottom = value.numerator * factor, value.denominator * factor
     spellings = [f"{top}/{bottom}", f"{'-' * (top < 0)}\\frac{{{abs(top)}}}{{{bottom}}}", str(value)]
     assert {canonical(spelling) for spelling in spellings} == {str(value)}
+
+
+def test_same_answers_of_candidates():
+    responses = ("so \\boxed{0.5}", "Answer: $\\frac{1}{2}$", "\\boxed{1}</think>no answer", "A: (C)", "\\boxed{0.5}")
+    row = Candidates("1", "q", responses)
+    assert answers_of(row, "final") == ("1/2", "1/2", None, "C", "1/2")
+    assert answers_of(row, "boxed") == ("0.5", None, "1", None, "0.5")
+    assert answers_of(row, "compare") is None
