@@ -81,7 +81,7 @@ def open_judge(
     tokenizer = generator.tokenizer
     assert tokenizer is not None
     thinking = bool(generator.facts.get("judge_thinking", True)) if options.direct is None else not options.direct
-    template = _open_template(generator.assets, options.template)
+    template = open_template(generator.assets, options.template)
     if warning := check_template(template, generator.facts, generator.names, thinking):
         warn(f"warning: {warning}")
     rules = forcing(
@@ -112,7 +112,8 @@ def open_judge(
         raise RrmError(str(error)) from None
 
 
-def _open_template(assets: Path, name: str | None) -> "Template":
+def open_template(assets: Path, name: str | None) -> "Template":
+    """The template of that name or file; without one, what the model was trained with here, or else the default."""
     from rrm_jax.checkpoints.assets import JUDGE_TEMPLATE
     from rrm_jax.judging.template import load_template
 

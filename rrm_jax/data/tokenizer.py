@@ -8,11 +8,12 @@ the borders of template and contents are those of the rendered prompt.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,6 +153,14 @@ class Tokenizer:
         """The text of `ids`, control tokens spelled out. Ids above the vocabulary (unused rows of a model's
         embedding) have no text; bytes that are not UTF-8 become U+FFFD."""
         return self._full.decode(list(ids), skip_special_tokens=False)
+
+    def spans(self, ids: Iterable[int]) -> Iterator[tuple[str, bool]]:
+        """The text of `ids` in pieces: (a control token, True), and (the ordinary text between two of them, False)."""
+        for control, run in itertools.groupby(ids, self._reserved.__contains__):
+            if control:
+                yield from ((self.decode([token]), True) for token in run)
+            else:
+                yield self.decode(run), False
 
     def encode_chat(self, messages: Sequence[tuple[str, str]], suffix: str = "") -> list[int]:
         """Ids of a conversation of (role, content) up to where the model writes, beginning with one BOS if it has one.

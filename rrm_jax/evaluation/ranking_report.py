@@ -174,10 +174,7 @@ def shown(text: str, width: int) -> str:
     out: list[str] = []
     used = 0
     for character in " ".join(text[: 4 * width + 4].split()) + ("…" if len(text) > 4 * width + 4 else ""):
-        category = unicodedata.category(character)
-        # Joiners belong to the spelling of several scripts, and to emoji.
-        if category in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") and character not in "\u200c\u200d":
-            character = f"\\u{ord(character):04x}"
+        character = _seen(character)
         taken = columns(character)
         if used + taken > width:
             while out and used > width - 1:
@@ -186,6 +183,17 @@ def shown(text: str, width: int) -> str:
         out.append(character)
         used += taken
     return "".join(out)
+
+
+def readable(text: str) -> str:
+    """`text` on its own lines, without characters that act instead of being seen: a terminal obeys none of it."""
+    return "".join(character if character in "\n\t" else _seen(character) for character in text)
+
+
+def _seen(character: str) -> str:
+    acting = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    # Joiners belong to the spelling of several scripts, and to emoji.
+    return f"\\u{ord(character):04x}" if acting and character not in "\u200c\u200d" else character
 
 
 def columns(text: str) -> int:

@@ -6,7 +6,6 @@ Settings, names and traces are untrusted text: they are shown escaped, and the p
 import base64
 import html
 import os
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import yaml
 
 from rrm_jax.errors import RrmError
-from rrm_jax.evaluation.ranking_report import shown
+from rrm_jax.evaluation.ranking_report import readable, shown
 from rrm_jax.evaluation.training_log import (
     TrainingLog,
     headline,
@@ -125,11 +124,7 @@ def _readable(text: str) -> str:
     """`text` on its own lines, without characters that act instead of being seen; the middle of a long one is cut."""
     if len(text) > _MOST:
         text = f"{text[: _MOST // 2]}\n… {len(text) - _MOST} characters …\n{text[-_MOST // 2 :]}"
-    acting = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-    seen = (
-        f"\\u{ord(c):04x}" if unicodedata.category(c) in acting and c not in "\n\t\u200c\u200d" else c for c in text
-    )
-    return html.escape("".join(seen))
+    return html.escape(readable(text))
 
 
 def _replace(path: Path, content: bytes) -> None:

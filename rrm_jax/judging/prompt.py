@@ -41,12 +41,15 @@ def build_prompt(
 @dataclasses.dataclass(frozen=True)
 class Fitted:
     """(query, response_1, response_2) as they are shown, whether any was cut, and the prompt's ids with the responses
-    in this order and in the other. `messages` gives its turns, without what begins the model's own."""
+    in this order and in the other. `messages` gives its turns, without what begins the model's own. `lengths` are the
+    texts' tokens before they were cut, and `uncut` what the prompt would have been, give or take a few merged ones."""
 
     texts: tuple[str, str, str]
     truncated: bool
     ids: list[int]
     turned_ids: list[int]
+    lengths: tuple[int, int, int]
+    uncut: int
 
     def messages(self, template: Template, turned: bool) -> Messages:
         query, one, two = self.texts
@@ -83,7 +86,11 @@ def fit(
         # Cutting may change how the tokens near the cut, and near the template's words, merge.
         excess = max(len(ids), len(turned)) - max_prompt_tokens
         if excess <= 0:
-            return Fitted((query, one, two), (query, one, two) != tuple(texts), ids, turned)
+            truncated = (query, one, two) != tuple(texts)
+            whole = ends[0].length, ends[1].length, ends[2].length
+            return Fitted(
+                (query, one, two), truncated, ids, turned, whole, fixed + sum(whole) if truncated else len(ids)
+            )
         room = min(room, sum(min(length, level) for length in lengths)) - excess
 
 
