@@ -29,12 +29,15 @@ class Reader[T]:
     strict: bool = False
     report: Callable[[str], None] = lambda message: None
     skipped: int = 0
+    offset: int = 0
+    """Where the line of the row given last begins, in bytes."""
 
     def __iter__(self) -> Iterator[tuple[int, T]]:
-        self.skipped, used = 0, 0
+        self.skipped, used, end = 0, 0, 0
         try:
             with open(self.path, "rb") as file:
                 for number, line in enumerate(file, start=1):
+                    self.offset, end = end, end + len(line)
                     if not line.strip():
                         continue
                     try:

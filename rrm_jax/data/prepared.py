@@ -50,7 +50,7 @@ def write_prepared(
     if out.exists():
         raise RrmError(f"{out} exists; remove it, or choose another")
     shutil.rmtree(partial, ignore_errors=True)
-    digest, count = hashlib.sha256(), 0
+    digest, count, unlabelled = hashlib.sha256(), 0, 0
 
     rows = iter(rows)
     first = next(rows, None)
@@ -58,11 +58,12 @@ def write_prepared(
         raise RrmError(f"there is no record to write to {out}")
 
     def counted() -> Iterator[dict[str, Any]]:
-        nonlocal count
+        nonlocal count, unlabelled
         for record in itertools.chain([first], rows):
             row = to_features(record, kind)
             digest.update(encode_row(dataclasses.asdict(record)))
             count += 1
+            unlabelled += isinstance(record, Pair) and record.label is None
             progress()
             yield row
 
@@ -73,8 +74,11 @@ def write_prepared(
             raise RrmError(f"{written} of {count} records were written to {out}; this is a fault of the writer")
         home = next(partial.glob("*/*/features.json")).parent
         sizes = {file.name: file.stat().st_size for file in sorted(home.glob("*.array_record*"))}
-        about = {"format": _FORMAT, "kind": kind, "records": count, "sha256": digest.hexdigest(), "files": sizes}
-        (home / FACTS).write_text(json.dumps(about | {"from": facts}, indent=1, default=str) + "\n", encoding="utf-8")
+        about = {
+            "format": _FORMAT, "kind": kind, "records": count, "unlabelled": unlabelled, "sha256": digest.hexdigest(),
+            "files": sizes, "from": facts,
+        }  # fmt: skip
+        (home / FACTS).write_text(json.dumps(about, indent=1, default=str) + "\n", encoding="utf-8")
         home.rename(out)
     except OSError as error:
         raise RrmError(f"cannot write {out}: {error.strerror or error}") from None
@@ -91,7 +95,8 @@ def open_prepared(directory: Path) -> "Prepared":
 class Prepared(Sequence):
     """Records by number, read when they are asked for. Can be sent to other processes: each opens the files itself.
 
-    `kind` says which records, `fingerprint` is a SHA-256 of them all, `facts` is where they are from.
+    `kind` says which records, `unlabelled` how many pairs have no label, `fingerprint` is a SHA-256 of them all, `facts`
+    is where they are from.
     """
 
     def __init__(self, directory: Path):
@@ -100,6 +105,7 @@ class Prepared(Sequence):
         self.kind: Kind = about["kind"]
         self.fingerprint: str = about["sha256"]
         self.facts: dict[str, Any] = about["from"]
+        self.unlabelled: int = about["unlabelled"]
         self._count: int = about["records"]
         self._source: Any = None
         for name, size in about["files"].items():
@@ -135,10 +141,10 @@ def _read_facts(directory: Path) -> dict[str, Any]:
         about = json.loads((directory / FACTS).read_text(encoding="utf-8"))
         if about["format"] != _FORMAT or about["kind"] not in RECORDS:
             raise RrmError(f"{directory / FACTS} is of another version; prepare the data set again")
-        about["files"].items(), about["records"], about["sha256"], about["from"]
+        about["files"].items(), about["records"], about["unlabelled"], about["sha256"], about["from"]
     except FileNotFoundError:
         raise RrmError(
-            f"{directory} is no prepared data set: it has no {FACTS}; `rrm data prepare` makes one of a file or snapshot"
+            f"{directory} is no prepared data set: it has no {FACTS}; `rrm data prepare` makes one"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RrmError(f"{directory / FACTS} cannot be read ({error}); prepare the data set again") from None

@@ -2,10 +2,11 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from rrm_jax.data.records import Pair
+from rrm_jax.errors import RrmError
 
 
 def coin(*address: object) -> bool:
@@ -24,11 +25,8 @@ class Stream[T]:
     """`stream[i]` for any i ≥ 0: every epoch is a new permutation of `rows` (grain's index shuffle)."""
 
     def __init__(self, rows: Sequence[T], seed: int):
-        import grain
-
         self._rows = rows
-        # An endless, lazily computed permutation: element i is a row's number.
-        self._order: Any = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
+        self._order = _endless(len(rows), seed)
 
     def __getitem__(self, index: int) -> T:
         return self._rows[self._order[index]]
@@ -40,13 +38,89 @@ class Stream[T]:
         return [self[index] for index in range(start, start + count)]
 
 
-class PairStream(Stream[Pair]):
-    """Pairs whose responses are put in a random order, the label with them, anew in each epoch (docs/method.md)."""
+class Part(NamedTuple):
+    """Pairs of one source, and how often it is drawn from, relative to the others."""
 
-    def __init__(self, rows: Sequence[Pair], seed: int):
-        super().__init__(rows, seed)
-        self._seed = seed
+    rows: Sequence[Pair]
+    weight: float = 1.0
+
+
+class Place(NamedTuple):
+    """Which row of which part, in which of that part's epochs, and whether its responses change places."""
+
+    part: int
+    row: int
+    epoch: int
+    turned: bool
+
+
+class PairStream:
+    """Endless pairs of one source, or of several by weight, whose responses are put in a random order, the label with
+    them, anew in each epoch (docs/method.md).
+
+    In any stretch each part comes as often as its weight says, give or take one; each part's epochs are permutations of
+    its own. `stream[i]` depends on (seed, i) and the parts alone; a pair's order on (seed, epoch, id), and with several
+    parts on which of them it is in. Raises RrmError for no parts, one without pairs, and weights that are not above 0.
+    """
+
+    def __init__(self, parts: Sequence[Pair] | Sequence[Part], seed: int):
+        sources = [part for part in parts if isinstance(part, Part)] or [Part(parts)]  # type: ignore[arg-type]
+        for number, part in enumerate(sources):
+            if not part.weight > 0 or part.weight == float("inf"):
+                raise RrmError(f"part {number} of the mix has weight {part.weight}; weights are above 0")
+            if not len(part.rows):
+                raise RrmError(f"part {number} of the mix has no pairs")
+        self._parts, self._seed = sources, seed
+        self._order = _mixed(sources, seed)
+
+    def place(self, index: int) -> Place:
+        if len(self._parts) == 1:
+            part, at, row = 0, index, self._order[index]
+        else:
+            part, at, row = self._order[index]
+        epoch = at // len(self._parts[part].rows)
+        source = (part,) if len(self._parts) > 1 else ()
+        return Place(part, row, epoch, coin("order", self._seed, epoch, *source, self._parts[part].rows[row].id))
+
+    def at(self, place: Place) -> Pair:
+        """The pair of this place, in the order in which it is shown."""
+        pair = self._parts[place.part].rows[place.row]
+        return swap(pair) if place.turned else pair
 
     def __getitem__(self, index: int) -> Pair:
-        pair = super().__getitem__(index)
-        return swap(pair) if coin("order", self._seed, self.epoch(index), pair.id) else pair
+        return self.at(self.place(index))
+
+    def batch(self, start: int, count: int) -> list[Pair]:
+        return [self[index] for index in range(start, start + count)]
+
+    def shard(self, start: int, batch_size: int, process: int, count: int) -> Iterator[Pair]:
+        """Process `process` of `count`'s share of the endless batches from position `start` on: of each global batch of
+        `batch_size` the process-th stretch of equal length, so that all processes' shares, one after another, are the
+        global batch. Raises RrmError where the batch cannot be split evenly."""
+        if batch_size % count:
+            raise RrmError(f"a batch of {batch_size} cannot be split evenly over {count} processes")
+        share = batch_size // count
+        while True:
+            yield from self.batch(start + process * share, share)
+            start += batch_size
+
+
+def _endless(count: int, seed: int) -> Any:
+    """A lazily computed sequence: element i is a row's number, every epoch a new permutation."""
+    import grain
+
+    return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+
+
+def _mixed(parts: Sequence[Part], seed: int) -> Any:
+    """Of one part: a row's number. Of several: (part, index within the part's own endless order, row)."""
+    import grain
+
+    if len(parts) == 1:
+        return _endless(len(parts[0].rows), seed)
+    orders = []
+    for number, part in enumerate(parts):
+        own = int.from_bytes(hashlib.sha256(f"mix\x1f{seed}\x1f{number}".encode()).digest()[:4])
+        order = _endless(len(part.rows), own)
+        orders.append(order.map_with_index(lambda at, row, number=number: (number, at, row)))
+    return grain.MapDataset.mix(orders, weights=[part.weight for part in parts])
