@@ -80,7 +80,7 @@ class Labels:
         counts += collections.Counter()  # without zeros
         rows, labelled = counts.total(), counts["labelled"]
         lines = [
-            f"labelled: {_share(labelled, rows)} of {rows} rows, response_1 the better in {self._chosen[1]}, "
+            f"labelled: {share(labelled, rows)} of {rows} rows, response_1 the better in {self._chosen[1]}, "
             f"response_2 in {self._chosen[2]}"
         ]
         lines += [f"dropped, {reason}: {counts[reason]} ({why})" for reason, why in REASONS.items() if counts[reason]]
@@ -95,13 +95,13 @@ class Labels:
         total = sum(self._agreeing.values(), collections.Counter())
         low, high = wilson(total[True], total.total())
         lines = [
-            f"agreement with the labels given: {_share(total[True], total.total())} of {total.total()} pairs that got "
+            f"agreement with the labels given: {share(total[True], total.total())} of {total.total()} pairs that got "
             f"one (95 % interval {100 * low:.1f} … {100 * high:.1f} %)"
         ]
         if any(self._agreeing):
             by_size = sorted(self._agreeing.items(), key=lambda item: (-item[1].total(), item[0]))[:_SOURCES_SHOWN]
             lines += [
-                f"agreement in {as_code(name or '(no source)', 40)}: {_share(of[True], of.total())} of {of.total()}"
+                f"agreement in {as_code(name or '(no source)', 40)}: {share(of[True], of.total())} of {of.total()}"
                 for name, of in by_size
             ]
         return lines
@@ -164,7 +164,8 @@ class Position:
         ]
 
 
-def _share(part: int, whole: int) -> str:
+def share(part: int, whole: int) -> str:
+    """A count, and of how much it is which part."""
     return f"{part} ({100 * part / whole:.1f} %)" if whole else f"{part}"
 
 
