@@ -113,7 +113,7 @@ class Overview:
     def __post_init__(self):
         self._queries: set[bytes] = set()
         self._texts: set[bytes] = set()
-        self._labelled: list[Pair] = []
+        self.labelled: list[Pair] = []  # without their texts
 
     @property
     def queries(self) -> int:
@@ -151,7 +151,7 @@ class Overview:
         self.labels[pair.label] += 1
         self.identical += one == two
         if pair.label is not None:
-            self._labelled.append(Pair(pair.id, "", "", "", pair.label))
+            self.labelled.append(Pair(pair.id, "", "", "", pair.label))
             longer = len(one) - len(two) if pair.label == 1 else len(two) - len(one)
             self.better["longer" if longer > 0 else "shorter" if longer < 0 else "as long"] += 1
 
@@ -161,10 +161,10 @@ class Overview:
 
     def first_in_stream(self, seed: int) -> int:
         """Of the labelled pairs, how many a trainer shows in its first epoch with the better response first."""
-        if not self._labelled:
+        if not self.labelled:
             return 0
-        stream = PairStream(self._labelled, seed)
-        return sum(pair.label == 1 for pair in stream.batch(0, len(self._labelled)))
+        stream = PairStream(self.labelled, seed)
+        return sum(pair.label == 1 for pair in stream.batch(0, len(self.labelled)))
 
 
 def _digest(texts: list[str]) -> bytes:

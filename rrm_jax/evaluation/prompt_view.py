@@ -5,6 +5,7 @@ The brackets ⟦ ⟧ are the page's own, and escaped in the data's text: no colo
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from rrm_jax.data.answers import strip_thinking
 from rrm_jax.data.records import Candidates, Pair
-from rrm_jax.data.stream import PairStream
+from rrm_jax.data.stream import PairStream, Part
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.evaluation.ranking_report import readable, shown
 from rrm_jax.judging.prompt import Fitted, fit
@@ -35,7 +36,23 @@ class View:
         return fit(self.template, self.tokenizer, texts, self.max_prompt_tokens, self.thinking)
 
 
-def print_example(console: Console, record: Any, view: View | None, seed: int, most: int) -> None:
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where in a trainer's stream a record is: the seed, and which part of how many."""
+
+    seed: int = 0
+    part: int = 0
+    parts: int = 1
+
+    def first_shown(self, pair: Pair) -> Pair:
+        """The pair in the order of the stream's first epoch."""
+        if self.parts == 1:
+            return PairStream([pair], self.seed)[0]
+        stream = PairStream([Part([pair])] * self.parts, self.seed)
+        return stream.at(next(place for place in map(stream.place, itertools.count()) if place.part == self.part))
+
+
+def print_example(console: Console, record: Any, view: View | None, place: Place, most: int) -> None:
     """A record; a pair, or the first two of several candidates, as the judge's prompt in the order that a trainer's
     first epoch shows. Ordinary text loses its middle beyond `most` characters (0: never)."""
     if isinstance(record, dict):
@@ -52,7 +69,7 @@ def print_example(console: Console, record: Any, view: View | None, seed: int, m
         for name, value in _fields(record):
             console.print(Text.assemble((f"⟦{name}⟧ ", "bold"), _ordinary(value, most)), soft_wrap=True)
         return
-    turned = PairStream([pair], seed)[0]
+    turned = place.first_shown(pair)
     fitted = view.fit(turned)
     text = prompt_text(view.tokenizer, fitted.ids, most)
     facts = [shown(pair.source, 60)] * bool(pair.source) + [f"{len(fitted.ids)} tokens"]

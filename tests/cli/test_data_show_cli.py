@@ -13,7 +13,7 @@ from rrm_jax.cli.main import _app
 from rrm_jax.data.prepared import write_prepared
 from rrm_jax.data.record_builder import RecordsBuilder
 from rrm_jax.data.records import Pair
-from rrm_jax.data.stream import PairStream
+from rrm_jax.data.stream import PairStream, Part
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
 from rrm_jax.errors import RrmError
@@ -206,17 +206,49 @@ def test_a_mix_with_weights(tmp_path: Path):
     assert result.exit_code == 0, result.output
     lines = said(result)
     table = lines[lines.index("the mix") + 1 :]
-    assert table[0] == "part weight rows in parts before of the rows of the draws passes in 8 draws"
-    assert table[1].replace(str(tmp_path), "").endswith("big.jsonl 3 6 0 75.0 % 75.0 % 1.00")
-    assert table[2].endswith("small.jsonl 1 2 1 25.0 % 25.0 % 1.00")
+    parts = [
+        Part([Pair(f"p{at}", "", "", "", 1) for at in ids], weight) for ids, weight in [(range(1, 7), 3), ((6, 7), 1)]
+    ]
+    stream = PairStream(parts, 0)
+    places = [stream.place(at) for at in range(8)]
+    first = [sum(not place.turned for place in places if place.part == part) for part in (0, 1)]
+    assert table[0] == "part weight rows in parts before of the draws passes in 8 draws better first"
+    assert table[1].endswith(f"big.jsonl 3 6 0 75.0 % 1.00 {100 * first[0] / 6:.1f} %")
+    assert table[2].endswith(f"small.jsonl 1 2 1 25.0 % 1.00 {100 * first[1] / 2:.1f} %")
+    assert (
+        table[3] == f"as a trainer shows them (seed 0, 8 draws): the better response first in {sum(first) / 0.08:.1f} %"
+    )
+    assert "first epoch" not in result.stdout
     # x: 3/4 of the draws, and of small.jsonl one row of a and one of b
-    assert table[4:7] == ["x 75.0 %", "a 12.5 %", "b 12.5 %"]
+    assert table[5:8] == ["x 75.0 %", "a 12.5 %", "b 12.5 %"]
     for weights, message in [
         ("3", "for each of the 2 paths"),
         ("3,0", "a positive number"),
         ("x,1", "of the form 5,1,1"),
     ]:
         assert message in str(show(big, small, "--weights", weights).exception)
+
+
+def test_examples_of_a_mix_are_in_the_mixs_order(letters: Path, tmp_path: Path):
+    rows = [pair(at) for at in range(1, 9)]
+    paths = [write(tmp_path / f"{name}.jsonl", rows) for name in "ab"]
+    result = show(*paths, "--weights", "1,3", "--tokenizer", letters, "--examples", 8, "--seed", 4)
+    found = re.findall(r"example p(\d) .*label here (\d)", result.stdout)
+    pairs = [Pair(f"p{at}", "", "", "", 1) for at in range(1, 9)]
+    stream = PairStream([Part(pairs, 1), Part(pairs, 3)], 4)
+    expected = {}
+    for place in map(stream.place, range(40)):
+        if place.epoch == 0:
+            expected[place.part, place.row + 1] = stream.at(place).label
+    assert len(found) == len(expected) == 16
+    assert [int(label) for _, label in found] == [expected[at // 8, int(name)] for at, (name, _) in enumerate(found)]
+
+
+def test_paths_without_weights_are_no_mix(tmp_path: Path):
+    path = write(tmp_path / "pairs.jsonl", [pair(1)])
+    result = show(path, path)
+    assert "the mix" not in result.stdout
+    assert result.stdout.count("(seed 0, first epoch)") == 2
 
 
 def test_a_training_config(letters: Path, tmp_path: Path):

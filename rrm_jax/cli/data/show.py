@@ -103,7 +103,9 @@ def command(
     from rrm_jax.cli.loading import warn
     from rrm_jax.data.jsonl import write_whole
     from rrm_jax.errors import RrmError
-    from rrm_jax.evaluation.data_page import as_html, make_console, print_mix, print_page
+    from rrm_jax.evaluation.data_mix import print_mix
+    from rrm_jax.evaluation.data_page import as_html, make_console, print_page
+    from rrm_jax.evaluation.prompt_view import Place
 
     given = [str(path) for path in paths or ()]
     if config is not None:
@@ -118,11 +120,12 @@ def command(
     view = _view(prompt)
     console = make_console(record=html is not None)
     parts = []
-    for path, weight, limit in shares:
+    mixed = len(shares) > 1 and (weights is not None or config is not None)
+    for at, (path, weight, limit) in enumerate(shares):
         parts.append(_read(path, weight, limit, look, view, seed, strict))
-        print_page(console, parts[-1], seed, look.cut)
-    if len(parts) > 1:
-        print_mix(console, parts)
+        print_page(console, parts[-1], Place(seed, at, len(shares)) if mixed else Place(seed), look.cut)
+    if mixed:
+        print_mix(console, parts, seed)
     if html is not None:
         write_whole(html, as_html(console))
         warn(f"wrote {html}")
@@ -195,7 +198,8 @@ def _read(
 
     from rrm_jax.cli.loading import Progress
     from rrm_jax.data.overview import Overview, Sample
-    from rrm_jax.evaluation.data_page import Judged, Part, Tokens
+    from rrm_jax.evaluation.data_page import Part, Tokens
+    from rrm_jax.evaluation.judged_overview import Judged
 
     report = _Malformed(path)
     kind, count, records = _open(path, strict, report)
@@ -242,7 +246,7 @@ def _open(path: Path, strict: bool, report: _Malformed) -> "tuple[Kind, int, Ite
     from rrm_jax.data.prepared import open_prepared
     from rrm_jax.data.records import Unique
     from rrm_jax.errors import RrmError
-    from rrm_jax.evaluation.data_page import parse_judged
+    from rrm_jax.evaluation.judged_overview import parse_judged
 
     if path.is_dir():
         prepared = open_prepared(path)
