@@ -20,13 +20,14 @@ from rrm_jax.errors import RrmError
 class Outcome(enum.StrEnum):
     """What became of verifying a response.
 
-    `correct` is None where nobody knows: the answer given as right could not be read, or the rule ran out of time or
-    memory. A response without a final answer is not correct.
+    `correct` is None where nobody knows: there is no answer given as right, or none that could be read, or the rule ran
+    out of time or memory. A response without a final answer is not correct.
     """
 
     RIGHT = "right"
     WRONG = "wrong"
     NO_ANSWER = "no answer"
+    NO_GOLD = "no gold"
     UNREADABLE = "unreadable gold"
     TIMED_OUT = "timed out"
     CRASHED = "crashed"
@@ -34,6 +35,10 @@ class Outcome(enum.StrEnum):
     @property
     def correct(self) -> bool | None:
         return {"right": True, "wrong": False, "no answer": False}.get(self.value)
+
+    @classmethod
+    def of(cls, correct: bool) -> "Outcome":
+        return cls.RIGHT if correct else cls.WRONG
 
 
 Verifier = Callable[[str, str], Outcome]
@@ -44,7 +49,7 @@ def verify_exact(response: str, answer: str) -> Outcome:
     given = _final(response)
     if given is None:
         return Outcome.NO_ANSWER
-    return _outcome(canonical(given).casefold() == canonical(answer).casefold())
+    return Outcome.of(canonical(given).casefold() == canonical(answer).casefold())
 
 
 def verify_choice(response: str, answer: str) -> Outcome:
@@ -60,7 +65,7 @@ def verify_choice(response: str, answer: str) -> Outcome:
         lines = last_part(strip_thinking(response)).strip().splitlines()
         given = lines[-1].strip(" *") if lines and _LETTER_ALONE.fullmatch(lines[-1].strip(" *")) else None
     letter = None if given is None else choice_letter(given)
-    return Outcome.NO_ANSWER if letter is None else _outcome(letter == gold)
+    return Outcome.NO_ANSWER if letter is None else Outcome.of(letter == gold)
 
 
 def numeric(tolerance: float = 1e-4) -> Verifier:
@@ -78,7 +83,7 @@ def numeric(tolerance: float = 1e-4) -> Verifier:
         if given is None:
             return Outcome.NO_ANSWER
         value = _number(given)
-        return _outcome(value is not None and abs(value - gold) <= Fraction(tolerance) * (abs(gold) or 1))
+        return Outcome.of(value is not None and abs(value - gold) <= Fraction(tolerance) * (abs(gold) or 1))
 
     return verify
 
@@ -97,7 +102,7 @@ def verify_math(response: str, answer: str) -> Outcome:
     if _INTEGER.fullmatch(short) and _INTEGER.fullmatch(gold):
         return Outcome.WRONG
     if _plain_words(answer):  # which math-verify would read as a product of letters: "seat" would be "east"
-        return _outcome(short.casefold() == gold.casefold())
+        return Outcome.of(short.casefold() == gold.casefold())
     if len(answer) > LONGEST_ANSWER:
         return Outcome.UNREADABLE
     if len(given) > LONGEST_ANSWER:
@@ -171,10 +176,6 @@ def _final(response: str) -> str | None:
     return final_answer(strip_thinking(response))
 
 
-def _outcome(equal: bool) -> Outcome:
-    return Outcome.RIGHT if equal else Outcome.WRONG
-
-
 def _plain_words(answer: str) -> bool:
     return _WORDS.fullmatch(canonical(answer)) is not None
 
@@ -222,7 +223,7 @@ def _symbolic(given: str, answer: str) -> Outcome:
     if not gold or isinstance(gold[0], str):
         return Outcome.UNREADABLE
     try:
-        return _outcome(verify(gold, read(given), timeout_seconds=None, raise_on_error=True))
+        return Outcome.of(verify(gold, read(given), timeout_seconds=None, raise_on_error=True))
     except MemoryError:
         raise
     except Exception:

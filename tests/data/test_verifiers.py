@@ -85,7 +85,7 @@ def test_rules(rule, response, answer, outcome):
 
 
 def test_outcomes():
-    assert [outcome.correct for outcome in Outcome] == [True, False, False, None, None, None]
+    assert [outcome.correct for outcome in Outcome] == [True, False, False, None, None, None, None]
 
 
 @pytest.mark.parametrize(

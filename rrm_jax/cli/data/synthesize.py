@@ -1,0 +1,335 @@
+"""`rrm data synthesize`: pairs of a right and a wrong response, from questions whose answers are known."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from rrm_jax.cli.data.verify import VerifyingOptions, fingerprinted, open_pool, settings_of
+from rrm_jax.cli.options import ModelOptions, Strict, with_options
+
+if TYPE_CHECKING:
+    from rrm_jax.cli.backend import Writer
+    from rrm_jax.data.records import Question
+    from rrm_jax.data.samples import SampleLog, Source
+    from rrm_jax.data.synthesis import Synthesis
+    from rrm_jax.sampling.protocol import Decoding, Request
+
+_INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    """What pairs are made of."""
+
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSONL: id, query, answer, and optionally source, verifier; or what rrm data prepare made.",
+            show_default=False,
+        ),
+    ] = None
+    candidates: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSONL of responses that there are already: id, query, responses; answer too, without --questions. "
+            "May be given several times.",
+            show_default=False,
+        ),
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Generators(ModelOptions):
+    """Who writes the samples."""
+
+    model: Annotated[  # pyrefly: ignore[bad-override]
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Who writes the samples, as for rrm generate. May be given several times: one after the other.",
+            show_default=False,
+        ),
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Verifying(VerifyingOptions):
+    verifier: Annotated[
+        str,
+        typer.Option(
+            help="As for rrm data verify: auto, math, choice, exact, numeric, numeric:TOLERANCE; or given: believe the "
+            "`correct` of candidates. A question's own `verifier` comes first, but for given."
+        ),
+    ] = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawing:
+    """How samples are drawn."""
+
+    samples: Annotated[int, typer.Option(min=1, help="Samples a question from each generator.")] = 4
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of sampling, and of which two make a pair.")] = 0
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6
+    top_p: Annotated[float, typer.Option(max=1.0, help="In (0, 1]: draw from the most probable tokens.")] = 1.0
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest thinking and answer, in tokens.")] = 8192
+    instruction: Annotated[str, typer.Option(help="A line after the question; may be empty.")] = _INSTRUCTION
+    thinking: Annotated[
+        Literal["auto", "required", "none"],
+        typer.Option(
+            help="required: a sample without </think> was cut off in its thinking, and is not used; none: it is an "
+            "answer as it stands; auto: required of models whose tokenizer has the token </think>."
+        ),
+    ] = "auto"
+
+
+@with_options
+def command(
+    given: _Inputs,
+    models: _Generators,
+    out: Annotated[Path, typer.Option(help="JSONL of pairs. OUT.samples/, .report.json and .run.json stand beside.")],
+    drawing: _Drawing,
+    verifying: _Verifying,
+    strict: Strict = False,
+) -> None:
+    """Make pairs of a right and a wrong response to questions whose answers are known.
+
+    Every generator answers every question --samples times, after its own chat template. What follows the thinking is
+    verified (rrm data verify --help says how); of each question with both, one right and one wrong response, drawn by
+    the seed, make a pair: response_1 is the right one, label is 1. Whether it is left out, and why (none right, none
+    wrong, no answer, unfinished thinking, timed out, ...), is printed and written to OUT.report.json, of every source
+    and generator.
+
+    OUT.samples/ keeps what each generator wrote in a log of its own, as it comes. Killed and started again the same
+    command goes on where it was; with another generator, or more --samples, it adds to them, and OUT is made anew of
+    all that is there. A server that stays away ends the job with an error (exit code 2). With --candidates alone, no
+    model runs. Malformed rows are reported and passed over (exit code 1).
+
+    \b
+    Example:
+      rrm data synthesize --questions questions.jsonl --model checkpoints/r1-1.5b --model checkpoints/r1-7b \\
+        --out pairs.jsonl --samples 4
+      rrm data synthesize --candidates answers.jsonl --out pairs.jsonl
+    """
+    from rrm_jax.cli.loading import Progress, warn
+    from rrm_jax.data.samples import CandidateFile, LoggedSamples
+    from rrm_jax.data.synthesis import GIVEN, Synthesis, mark_samples
+    from rrm_jax.errors import RrmError
+    from rrm_jax.provenance import pinned
+
+    if not models.model and not given.candidates:
+        raise RrmError("nothing gives responses: name a --model, or a file of --candidates")
+    if models.model and given.questions is None:
+        raise RrmError("--model answers --questions; name them")
+    if verifying.verifier == GIVEN and (models.model or not given.candidates):
+        raise RrmError("--verifier given believes the `correct` of --candidates; a model's samples have none")
+    pool = open_pool(verifying, checked=verifying.verifier != GIVEN)
+    directory, run = out.with_name(out.name + ".samples"), out.with_name(out.name + ".run.json")
+    _refuse_to_overwrite(out, run, given)
+    questions, skipped = _read(given, verifying.verifier, strict)
+    settings = _settings(drawing, verifying)
+    inputs: dict[str, str | Path] = {f"candidates {at}": path for at, path in enumerate(given.candidates or ())}
+    if given.questions is not None:
+        inputs["questions"] = fingerprinted(given.questions)
+    with pinned(run, config=settings, seed=drawing.seed, inputs=inputs), pool:
+        for options in _each_model(models):
+            skipped += _draw(options, drawing, questions, directory)
+        logs = [LoggedSamples.open(path, drawing.samples) for path in sorted(directory.glob("*.jsonl"))]
+        accept = _question_of(questions, given, verifying.verifier)
+        files = [CandidateFile(path, drawing.thinking == "required", accept) for path in given.candidates or ()]
+        sources: Sequence[Source] = [*logs, *files]
+        synthesis = Synthesis(questions, sources, drawing.seed)
+        with Progress("verifying") as progress:
+            for one in mark_samples(questions, sources, verifying.verifier, pool):
+                synthesis.add(one)
+                progress.advance()
+        _write(out, synthesis)
+    print("\n".join(synthesis.lines()))
+    if skipped:
+        warn(f"{skipped} row(s) were skipped")
+        raise typer.Exit(1)
+
+
+def _settings(drawing: _Drawing, verifying: VerifyingOptions) -> dict[str, Any]:
+    """What may not change while samples are added; their number may."""
+    settings = dataclasses.asdict(drawing) | settings_of(verifying)
+    del settings["samples"]
+    return settings
+
+
+def _each_model(models: _Generators) -> Iterator[ModelOptions]:
+    from rrm_jax.errors import RrmError
+
+    paths: list[Path] = models.model or []
+    if models.backend is not None and len(paths) != 1:
+        raise RrmError("--backend needs one --model, with the served model's tokenizer; run again for another server")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise RrmError("the same --model is named twice")
+    for path in paths:
+        yield ModelOptions(**{field.name: getattr(models, field.name) for field in dataclasses.fields(models)} | {
+            "model": path
+        })  # fmt: skip
+
+
+def _read(given: _Inputs, rule: str, strict: bool) -> tuple[dict[str, "Question"], int]:
+    """The questions by id, and how many rows of all files cannot be used."""
+    from rrm_jax.cli.data.verify import read_questions
+    from rrm_jax.cli.loading import check_rows
+    from rrm_jax.data.records import Unique
+
+    questions, skipped = read_questions(given.questions, strict) if given.questions else ({}, 0)
+    for path in given.candidates or ():
+        found: list[Question] = []
+        skipped += check_rows(path, Unique(_question_of(questions, given, rule)), strict, found.append)
+        if given.questions is None:
+            questions = {question.id: question for question in found} | questions
+    return questions, skipped
+
+
+def _question_of(questions: Mapping[str, "Question"], given: _Inputs, rule: str):
+    """A parser from rows of candidates to the questions they answer: those that are known, else their own."""
+    from rrm_jax.cli.data.verify import parse_verifiable
+    from rrm_jax.data.jsonl import RowError
+    from rrm_jax.data.records import parse_candidates
+    from rrm_jax.data.synthesis import GIVEN
+
+    def parse(row: dict[str, Any]) -> "Question":
+        candidates = parse_candidates(row)
+        if rule == GIVEN and candidates.correct is None:
+            raise RowError("the row has no 'correct', which --verifier given believes")
+        question = questions.get(candidates.id)
+        if question is None and given.questions is not None:
+            raise RowError(f"no question has the id {candidates.id!r}")
+        question = question or parse_verifiable(row)
+        if question.query != candidates.query:
+            raise RowError(f"the query is not that of question {candidates.id!r} elsewhere")
+        return question
+
+    return parse
+
+
+def _draw(options: ModelOptions, drawing: _Drawing, questions: Mapping[str, "Question"], directory: Path) -> int:
+    """Draws what is missing of one generator's samples; how many questions are too long for it."""
+    from rrm_jax.cli.backend import open_generator
+    from rrm_jax.cli.loading import Progress, warn
+    from rrm_jax.data.samples import SampleLog
+    from rrm_jax.data.tokenizer import END_THINK
+    from rrm_jax.errors import RrmError
+    from rrm_jax.judging.verdict import written_text
+    from rrm_jax.sampling.protocol import Decoding
+
+    name = options.backend_model or options.model.name
+    progress = Progress(f"sampling {name}", drawing.samples * len(questions))
+    generator = open_generator(options, progress)
+    tokenizer = generator.tokenizer
+    assert tokenizer is not None
+    try:
+        stop_ids = tokenizer.stop_ids
+        decoding = Decoding(drawing.temperature, 0, drawing.top_p, drawing.max_new_tokens, stop_ids)
+    except ValueError as error:
+        raise RrmError(str(error)) from None
+    generator.check(decoding)
+    thinking = drawing.thinking == "required" or (
+        drawing.thinking == "auto" and tokenizer.control_id(END_THINK) is not None
+    )
+    settings = dataclasses.asdict(drawing) | {"tokenizer": tokenizer.fingerprint, "thinking": thinking}
+    del settings["samples"]
+    with SampleLog(directory, generator.identity, name, thinking, settings) as log, progress:
+        pending = _Pending(generator, drawing, decoding, questions, log, thinking)
+        progress.begin(pending.done)
+        for completion in generator.generate(pending):
+            request = completion.request
+            text = written_text(completion, tokenizer)
+            content = pending.contents.pop((request.id, request.sample))
+            tokens = len(completion.token_ids)
+            log.append(request.id, request.sample, content, text, completion.finish_reason, tokens)
+            progress.advance()
+        if pending.too_long:
+            warn(f"{len(pending.too_long)} question(s) are too long for {name}, such as id {pending.too_long[0]!r}")
+        return len(pending.too_long)
+
+
+class _Pending:
+    """The requests that a log does not hold yet. Raises RrmError where it holds answers to another question."""
+
+    def __init__(
+        self,
+        generator: "Writer",
+        drawing: _Drawing,
+        decoding: "Decoding",
+        questions: Mapping[str, "Question"],
+        log: "SampleLog",
+        thinking: bool,
+    ):
+        from rrm_jax.errors import RrmError
+
+        self._generator, self._drawing, self._decoding = generator, drawing, decoding
+        self._questions, self._log, self._thinking = questions, log, thinking
+        self._room = generator.max_positions - drawing.max_new_tokens
+        if self._room < 1:
+            raise RrmError(
+                f"--max-new-tokens {drawing.max_new_tokens} leaves no room for a question: the model has "
+                f"{generator.max_positions} positions"
+            )
+        self.contents: dict[tuple[str, int], str] = {}
+        self.too_long: list[str] = []
+        self.done = 0
+        for (question, sample), content in log.done.items():
+            if question in questions and sample < drawing.samples:
+                self.done += 1
+                if content != _digest(self._prompt(questions[question])):
+                    raise RrmError(f"{log.path} answers another question with id {question!r}; choose another --out")
+
+    def _prompt(self, question: "Question") -> str:
+        return "\n".join(filter(None, (question.query, self._drawing.instruction)))
+
+    def __iter__(self) -> Iterator["Request"]:
+        from rrm_jax.data.tokenizer import THINK
+        from rrm_jax.sampling.protocol import Request
+
+        tokenizer = self._generator.tokenizer
+        assert tokenizer is not None
+        for question in self._questions.values():
+            missing = [k for k in range(self._drawing.samples) if (question.id, k) not in self._log.done]
+            if not missing:
+                continue
+            prompt = self._prompt(question)
+            turns = (("user", prompt),)
+            ids = tuple(tokenizer.encode_chat(turns, f"{THINK}\n" if self._thinking else ""))
+            if len(ids) > self._room:
+                self.too_long.append(question.id)
+                continue
+            messages = turns if self._generator.takes_messages else ()
+            for k in missing:
+                self.contents[question.id, k] = _digest(prompt)
+                yield Request(question.id, ids, self._decoding, k, self._drawing.seed, messages)
+
+
+def _digest(prompt: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _refuse_to_overwrite(out: Path, run: Path, given: _Inputs) -> None:
+    from rrm_jax.errors import RrmError
+
+    for path in (given.questions, *(given.candidates or ())):
+        if path is not None and path.resolve() in [out.resolve(), run.resolve()]:
+            raise RrmError(f"{path} would be written to; choose another --out")
+    if out.is_file() and out.stat().st_size and not run.is_file():
+        raise RrmError(f"{out} exists, but not {run}, so it is not this job's; choose another --out")
+
+
+def _write(out: Path, synthesis: "Synthesis") -> None:
+    from rrm_jax.cli.data.verify import write_rows
+    from rrm_jax.data.jsonl import write_whole
+
+    rows = (dataclasses.asdict(pair) | origin for pair, origin in synthesis.pairs())
+    write_rows(out, rows)
+    report = json.dumps(synthesis.report(), ensure_ascii=False, indent=2)
+    write_whole(out.with_name(out.name + ".report.json"), report + "\n")
