@@ -21,8 +21,7 @@ def print_mix(console: Console, parts: Sequence[Part], seed: int) -> None:
     overviews = [part.overview for part in parts if isinstance(part.overview, Overview)]
     shown_first = _shown_first(parts, overviews, min(rows, _MOST_DRAWS), seed)
     console.print(Text("the mix", style="bold"))
-    columns = ("weight", "rows", "in parts before", "of the draws", f"passes in {rows} draws", "better first")
-    table = make_table("part", *columns)
+    table = make_table("part", "weight", "rows", "repeated", "drawn", "passes", "better first")
     for at, part in enumerate(parts):
         drawn, overview = part.weight / weights, part.overview
         again = str(overview.shared(*overviews[:at])) if isinstance(overview, Overview) else "–"
@@ -31,6 +30,7 @@ def print_mix(console: Console, parts: Sequence[Part], seed: int) -> None:
             f"{drawn * rows / overview.rows:.2f}", shown_first[at] if shown_first else "–",
         )  # fmt: skip
     console.print(table)
+    console.print(f"repeated: different rows that an earlier part has too; passes: in {rows} draws, one for each row")
     if shown_first:
         console.print(
             f"as a trainer shows them (seed {seed}, {min(rows, _MOST_DRAWS)} draws): the better response first in "

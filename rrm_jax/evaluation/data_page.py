@@ -176,16 +176,21 @@ def print_lengths(console: Console, unit: str, of: str, fields: Mapping[str, Len
     bins = {name: {least: (most, count) for least, most, count in made.bins()} for name, made in present.items()}
     ranges = sorted({(least, most) for made in bins.values() for least, (most, _) in made.items()})
     bars = make_table(unit, *present)
+    bars.columns[0].no_wrap = True
+    room = (console.width - 12) // len(present) - 10  # for the ranges, for a count beside each bar and between columns
     for column in bars.columns[1:]:
         column.justify = "left"
     for least, most in ranges:
-        cells = [_bar(made.get(least, (0, 0))[1], max(count for _, count in made.values())) for made in bins.values()]
+        cells = [
+            _bar(made.get(least, (0, 0))[1], max(count for _, count in made.values()), min(_BAR, max(1, room)))
+            for made in bins.values()
+        ]
         bars.add_row(f"{least}–{most}" if most > least else str(least), *cells)
     console.print(bars)
 
 
-def _bar(count: int, largest: int) -> str:
-    return f"{'█' * -(-count * _BAR // largest)} {count}" if count else ""
+def _bar(count: int, largest: int, longest: int) -> str:
+    return f"{'█' * -(-count * longest // largest)} {count}" if count else ""
 
 
 def make_table(first: str, *others: str) -> Table:

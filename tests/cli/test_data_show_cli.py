@@ -1,15 +1,18 @@
 """`rrm data show` from the outside: known counts and lengths, control tokens, attacks on the terminal, every kind."""
 
 import html
+import io
 import json
 import re
 import string
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from rrm_jax.cli.main import _app
+from rrm_jax.data.overview import Lengths
 from rrm_jax.data.prepared import write_prepared
 from rrm_jax.data.record_builder import RecordsBuilder
 from rrm_jax.data.records import Pair
@@ -17,6 +20,7 @@ from rrm_jax.data.stream import PairStream, Part
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
 from rrm_jax.errors import RrmError
+from rrm_jax.evaluation.data_page import print_lengths
 from rrm_jax.evaluation.prompt_view import prompt_text
 from rrm_jax.judging.prompt import build_prompt
 from rrm_jax.judging.template import load_template
@@ -212,15 +216,15 @@ def test_a_mix_with_weights(tmp_path: Path):
     stream = PairStream(parts, 0)
     places = [stream.place(at) for at in range(8)]
     first = [sum(not place.turned for place in places if place.part == part) for part in (0, 1)]
-    assert table[0] == "part weight rows in parts before of the draws passes in 8 draws better first"
+    assert table[0] == "part weight rows repeated drawn passes better first"
     assert table[1].endswith(f"big.jsonl 3 6 0 75.0 % 1.00 {100 * first[0] / 6:.1f} %")
     assert table[2].endswith(f"small.jsonl 1 2 1 25.0 % 1.00 {100 * first[1] / 2:.1f} %")
-    assert (
-        table[3] == f"as a trainer shows them (seed 0, 8 draws): the better response first in {sum(first) / 0.08:.1f} %"
-    )
+    assert table[3].endswith("passes: in 8 draws, one for each row")
+    assert table[4].startswith("as a trainer shows them (seed 0, 8 draws): the better response first in ")
+    assert table[4].endswith(f" {sum(first) / 0.08:.1f} %")
     assert "first epoch" not in result.stdout
     # x: 3/4 of the draws, and of small.jsonl one row of a and one of b
-    assert table[5:8] == ["x 75.0 %", "a 12.5 %", "b 12.5 %"]
+    assert table[6:9] == ["x 75.0 %", "a 12.5 %", "b 12.5 %"]
     for weights, message in [
         ("3", "for each of the 2 paths"),
         ("3,0", "a positive number"),
@@ -242,6 +246,16 @@ def test_examples_of_a_mix_are_in_the_mixs_order(letters: Path, tmp_path: Path):
             expected[place.part, place.row + 1] = stream.at(place).label
     assert len(found) == len(expected) == 16
     assert [int(label) for _, label in found] == [expected[at // 8, int(name)] for at, (name, _) in enumerate(found)]
+
+
+def test_a_narrow_terminal_has_room_for_ranges_and_counts():
+    console = Console(width=60, file=io.StringIO(), markup=False)
+    print_lengths(
+        console, "tokens", "all", {name: Lengths([3, 9, 9, 1000]) for name in ("query", "one", "two", "whole")}
+    )
+    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    assert "8–15 ██ 2 ██ 2 ██ 2 ██ 2" in lines
+    assert lines[-1].startswith("512–1023 █ 1")
 
 
 def test_paths_without_weights_are_no_mix(tmp_path: Path):
@@ -271,6 +285,18 @@ def test_a_training_config(letters: Path, tmp_path: Path):
     assert "characters (all 40 rows)" in result.stdout
     assert "--weights are for paths" in str(show("--config", "rrm_7b.yaml", "--weights", "1").exception)
     assert "name what to look at" in str(show().exception)
+
+
+def test_the_mix_of_a_training_config(tmp_path: Path):
+    paths = [write(tmp_path / f"{name}.jsonl", [pair(at) for at in range(1, 9)]) for name in "ab"]
+    mix = json.dumps([{"path": str(path), "weight": weight} for path, weight in zip(paths, (4, 1), strict=True)])
+    result = show("--config", "rrm_7b.yaml", f"data.train={mix}", "data.limit=5", "--examples", 0)
+    assert result.exit_code == 0, result.output
+    assert said(result).count("rows: 5") == 2  # the limit is of each part
+    by_weights = show(*paths, "--weights", "4,1", "--examples", 0)
+    for row in ("a.jsonl 4 5 0 80.0 % 1.60", "b.jsonl 1 5 5 20.0 % 0.40"):
+        assert any(row in line for line in said(result))
+    assert "a.jsonl 4 8 0 80.0 % 1.60" in " ".join(said(by_weights))
 
 
 def test_judged_rows(tmp_path: Path):

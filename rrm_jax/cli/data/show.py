@@ -170,7 +170,7 @@ def _from_config(
         not judge.thinking if prompt.direct is None else prompt.direct,
     )
     look = dataclasses.replace(look, seed=training.seed if look.seed is None else look.seed)
-    return [(Path(training.data.train), 1.0, training.data.limit)], prompt, look
+    return [(Path(part.path), part.weight, training.data.limit) for part in training.data.parts], prompt, look
 
 
 def _view(prompt: _Prompt) -> "View | None":
