@@ -68,7 +68,7 @@ def command(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="PATH…", help="JSONL files or prepared data sets. With --config, KEY=VALUE overrides of it instead."
+            metavar="PATH", help="JSONL files or prepared data sets. With --config, KEY=VALUE overrides of it instead."
         ),
     ] = None,
     *,
@@ -89,8 +89,9 @@ def command(
     Pairs, candidates, questions and judgments are told apart by their fields. Shown are counts by source; empty texts,
     responses that are the same, rows that were there before; labels, and how often a trainer shows the better response
     first; how often the better response is the longer one; lengths, with --tokenizer in tokens, of whole prompts too,
-    and how many are cut to fit. Examples are then the judge's prompts, token by token: ⟦ ⟧ are around control tokens
-    and nowhere else, text that merely spells one is underlined, and characters that a terminal would obey are escaped.
+    and how many are cut to fit. Examples are then the judge's prompts as their tokens decode: control tokens stand in
+    ⟦ ⟧, which no text of the data can show, what merely spells one is underlined, and characters that a terminal would
+    obey are escaped.
 
     Thinking in responses is left out, as it is for a judge. Malformed rows are reported and passed over (exit code 1).
 
