@@ -95,8 +95,8 @@ def open_prepared(directory: Path) -> "Prepared":
 class Prepared(Sequence):
     """Records by number, read when they are asked for. Can be sent to other processes: each opens the files itself.
 
-    `kind` says which records, `unlabelled` how many pairs have no label, `fingerprint` is a SHA-256 of them all, `facts`
-    is where they are from.
+    `kind` says which records, `unlabelled` how many pairs have no label; `fingerprint` is a SHA-256 of all of them, and
+    `facts` where they are from.
     """
 
     def __init__(self, directory: Path):

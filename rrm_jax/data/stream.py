@@ -64,7 +64,8 @@ class PairStream:
     """
 
     def __init__(self, parts: Sequence[Pair] | Sequence[Part], seed: int):
-        sources = [part for part in parts if isinstance(part, Part)] or [Part(parts)]  # type: ignore[arg-type]
+        mixed = len(parts) > 0 and isinstance(parts[0], Part)
+        sources: list[Part] = [*parts] if mixed else [Part(parts)]  # type: ignore[list-item, arg-type]
         for number, part in enumerate(sources):
             if not part.weight > 0 or part.weight == float("inf"):
                 raise RrmError(f"part {number} of the mix has weight {part.weight}; weights are above 0")

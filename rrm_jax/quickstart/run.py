@@ -135,7 +135,7 @@ def train_run(directory: Path, name: str, seed: int, report: Report) -> None:
     overrides = {
         "output": moved(packaged.output),
         "model.path": moved(packaged.model.path),
-        "data.train": moved(data.train),
+        "data.train": moved(data.parts[0].path),
         "data.eval": moved(data.eval or ""),
         "judge.template": moved(packaged.judge.template),
         "seed": seed,

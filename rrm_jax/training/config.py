@@ -38,14 +38,29 @@ class ModelConfig(Config):
     """Train adapters instead of the model; without it every parameter is trained."""
 
 
+class PartConfig(Config):
+    path: str
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """How often a pair of this part is drawn, relative to the others."""
+
+
 class DataConfig(Config):
-    train: str
-    """JSONL. For grpo: {id, query, response_1, response_2, label}. For supervised: also completion."""
+    train: str | tuple[PartConfig, ...]
+    """For grpo: JSONL {id, query, response_1, response_2, label}, a prepared data set's directory, or a mix of such by
+    weight: [{path, weight}, …]. For supervised: JSONL that also has completion."""
     eval: str | None = None
     """Held-out JSONL pairs, judged in both orders."""
     limit: int | None = Field(None, ge=1)
-    """Use only the first so many training rows."""
+    """Use only the first so many training rows (of each part)."""
     eval_limit: int | None = Field(None, ge=1)
+    workers: int = Field(0, ge=0)
+    """Processes that tokenise the next prompts meanwhile; 0: when they are needed. The prompts are the same."""
+    token_cache: str | None = None
+    """Directory that keeps every training pair's token ids (`rrm data tokenize`); made at the start where it is not."""
+
+    @property
+    def parts(self) -> tuple[PartConfig, ...]:
+        return (PartConfig(path=self.train),) if isinstance(self.train, str) else self.train
 
 
 class JudgeConfig(Config):

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 
 from rrm_jax.data.jsonl import write_whole
-from rrm_jax.data.records import Pair
-from rrm_jax.data.stream import PairStream
+from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.errors import RrmError
 from rrm_jax.sampling.protocol import Decoding
 from rrm_jax.training.config import TrainConfig
+from rrm_jax.training.feed import Feed
 from rrm_jax.training.learner import Learner
-from rrm_jax.training.rollouts import Group, Rollouts, Show, assemble, collect, in_both_orders, informative
+from rrm_jax.training.rollouts import Ask, Group, Rollouts, assemble, collect, informative
 
 
 class Experience:
@@ -27,11 +27,10 @@ class Experience:
     """
 
     def __init__(
-        self, config: TrainConfig, learner: Learner, how: Show, pairs: list[Pair], directory: Path,
+        self, config: TrainConfig, learner: Learner, ask: Ask, feed: Feed, directory: Path,
         position: int, finished: Callable[[], None],
     ):  # fmt: skip
-        self._config, self._learner, self._how = config, learner, how
-        self._stream = PairStream(pairs, config.seed)
+        self._config, self._learner, self._ask, self._feed = config, learner, ask, feed
         self.position, self._finished = position, finished
         self._ahead: Future[tuple[list[Group], dict[str, float], int, int]] | None = None
         self._thread = ThreadPoolExecutor(1, "sample") if config.rollout.asynchronous else None
@@ -64,10 +63,9 @@ class Experience:
         extra: dict[str, float] = {}
         for draws in range(1, config.grpo.dynamic_draws + 1):
             missing = wanted - len(kept)
-            pairs = self._stream.batch(position, missing // orders)
-            position += len(pairs)
-            shown = in_both_orders(pairs) if orders == 2 else pairs
-            groups = collect(sampler, self._how, shown, step, drawn, finished)
+            shown = self._feed.take(position, missing // orders)
+            position += missing // orders
+            groups = collect(sampler, self._ask, shown, step, drawn, finished)
             drawn += len(groups)
             if not config.grpo.dynamic_sampling:
                 return groups, extra, position, version
@@ -118,12 +116,13 @@ class Experience:
     def close(self) -> None:
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
+        self._feed.close()
 
 
-def show_of(config: TrainConfig, run: Any) -> Show:
+def ask_of(config: TrainConfig, tokenizer: Tokenizer) -> Ask:
     rollout = config.rollout
-    decoding = Decoding(rollout.temperature, max_new_tokens=rollout.max_new_tokens, stop_ids=run.tokenizer.stop_ids)
-    return Show(run.tokenizer, run.template, config.judge, decoding, rollout.group_size, config.seed)
+    decoding = Decoding(rollout.temperature, max_new_tokens=rollout.max_new_tokens, stop_ids=tokenizer.stop_ids)
+    return Ask(tokenizer, config.judge.thinking, decoding, rollout.group_size, config.seed)
 
 
 def check_version(rollouts: Rollouts, learner: Learner, config: TrainConfig, step: int) -> float:

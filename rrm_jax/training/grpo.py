@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from rrm_jax.checkpoints.load import load_model
-from rrm_jax.data.records import parse_labelled_pair
 from rrm_jax.models.decoder import Params
 from rrm_jax.parallel.offload import to_device, to_host
 from rrm_jax.rl.logprobs import Sequences, completion_scores
@@ -24,11 +23,12 @@ from rrm_jax.rl.losses import PolicyBatch, PolicyLoss, kl_estimate, policy_loss,
 from rrm_jax.training.batches import MicroBatch
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.evaluate import Evaluator, read_held_out
-from rrm_jax.training.experience import Experience, check_version, show_of, spread_over
+from rrm_jax.training.experience import Experience, ask_of, check_version, spread_over
 from rrm_jax.training.rollouts import Rollouts, add_rewards
-from rrm_jax.training.run import Report, Run, read_rows
+from rrm_jax.training.run import Report, Run
 from rrm_jax.training.throughput import throughput
 from rrm_jax.training.traces import traces_of
+from rrm_jax.training.training_data import encode_of, open_feed, open_parts
 
 _SHOWN = ("accuracy", "reward_mean", "response_length", "invalid_rate", "kl", "entropy", "grad_norm")
 _PROGRESS_SECONDS = 10.0
@@ -41,7 +41,7 @@ class _Batch(NamedTuple):
 
 def train_grpo(config: TrainConfig, resume: bool, report: Report) -> Path:
     """Runs (or resumes) a GRPO run; returns its directory."""
-    labelled = read_rows(config.data.train, parse_labelled_pair, config.data.limit, report)
+    parts = open_parts(config, report)
     held_out = read_held_out(config, report)
     with Run(config, resume, report) as run:
         learner, grpo = run.learner, config.grpo
@@ -54,7 +54,8 @@ def train_grpo(config: TrainConfig, resume: bool, report: Report) -> Path:
             progress.advance()
             run.check_stop()
 
-        source = Experience(config, learner, show_of(config, run), labelled, run.directory, position, finished)
+        feed = open_feed(config, parts, encode_of(config, run.tokenizer, run.template))
+        source = Experience(config, learner, ask_of(config, run.tokenizer), feed, run.directory, position, finished)
         with contextlib.closing(source):
             source.restore(run.first_step - 1)
             evaluator.catch_up(run.first_step - 1)

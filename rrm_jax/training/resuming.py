@@ -12,6 +12,7 @@ from rrm_jax.data.jsonl import write_whole
 from rrm_jax.errors import RrmError
 from rrm_jax.provenance import fingerprint, provenance
 from rrm_jax.training.config import TrainConfig
+from rrm_jax.training.training_data import data_files
 
 PROVENANCE = "run.json"
 MAY_CHANGE = (
@@ -28,6 +29,8 @@ MAY_CHANGE = (
     "checkpoint.",
     "eval.every",
     "log.",
+    "data.workers",
+    "data.token_cache",
     # How far it goes. A decaying schedule then ends at another step, and is another one from here on.
     "steps",
     # What ends a run that explodes, or keeps it from that; the steps from here on are other ones.
@@ -36,12 +39,6 @@ MAY_CHANGE = (
     "optimizer.stop_norm",
 )
 """Settings, or sections (with a dot at their end), that a resumed run may have changed."""
-_FILES = {"data.train": "train", "data.eval": "eval"}
-
-
-def data_files(config: TrainConfig) -> dict[str, str | Path]:
-    files = {"train": config.data.train, "eval": config.data.eval}
-    return {name: path for name, path in files.items() if path}
 
 
 def check_resumed(directory: Path, config: TrainConfig) -> dict[str, list[Any]]:
@@ -52,9 +49,11 @@ def check_resumed(directory: Path, config: TrainConfig) -> dict[str, list[Any]]:
     """
     before, now = flat(read_settings(directory)), flat(config.model_dump(mode="json"))
     changed = {key: [before.get(key), now.get(key)] for key in {**before, **now} if before.get(key) != now.get(key)}
-    refused = [key for key in changed if key not in _FILES and not _may_change(key)]
     inputs, files = read_json(directory / PROVENANCE).get("inputs", {}), data_files(config)
-    refused += [key for key, name in _FILES.items() if (name in inputs) != (name in files)]
+    # Files may have moved; how many there are for what, and their shares, stay.
+    moved = {"data.train": _shares, "data.eval": bool}
+    same = {key for key, kept in moved.items() if kept(before.get(key)) == kept(now.get(key))}
+    refused = [key for key in changed if key not in same and not _may_change(key)]
     if refused:
         lines = "".join(f"\n  {key} changed from {before.get(key)!r} to {now.get(key)!r}" for key in sorted(refused))
         raise RrmError(f"cannot resume {directory} with another configuration:{lines}")
@@ -82,6 +81,10 @@ def record_resumed(directory: Path, config: TrainConfig, step: int, changed: dic
 
 def write_settings(directory: Path, config: TrainConfig) -> None:
     write_whole(directory / CONFIG_YAML, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _shares(train: Any) -> Any:
+    return [part["weight"] for part in train] if isinstance(train, list) else None
 
 
 def _may_change(key: str) -> bool:

@@ -9,18 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from rrm_jax.data.answers import strip_thinking
 from rrm_jax.data.records import Pair
-from rrm_jax.data.stream import swap
 from rrm_jax.data.tokenizer import Tokenizer
-from rrm_jax.judging.prompt import JudgePrompt, build_prompt
-from rrm_jax.judging.template import Template
 from rrm_jax.judging.verdict import verdict_of_completion
 from rrm_jax.rl.advantages import group_advantages
 from rrm_jax.rl.rewards import consistency_reward, overlong_penalty, verdict_reward
 from rrm_jax.sampling.protocol import Decoding, Generator, Request
 from rrm_jax.training.batches import Example
-from rrm_jax.training.config import JudgeConfig, TrainConfig
+from rrm_jax.training.config import TrainConfig
+from rrm_jax.training.feed import Shown
 
 
 @dataclasses.dataclass
@@ -48,68 +45,45 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
-class Show:
-    """How a pair becomes a prompt, and what is asked of the sampler."""
+class Ask:
+    """What is asked of the sampler, and how its completions are read."""
 
     tokenizer: Tokenizer
-    template: Template
-    judge: JudgeConfig
+    thinking: bool
     decoding: Decoding
     group_size: int
     seed: int
 
-    def prompt(self, pair: Pair) -> JudgePrompt:
-        return show(pair, self.template, self.tokenizer, self.judge)
-
-
-def show(pair: Pair, template: Template, tokenizer: Tokenizer, judge: JudgeConfig) -> JudgePrompt:
-    """The judge's prompt for a pair as it stands; the responses' own thinking is not shown (docs/method.md)."""
-    return build_prompt(
-        template,
-        tokenizer,
-        pair.query,
-        strip_thinking(pair.response_1),
-        strip_thinking(pair.response_2),
-        max_prompt_tokens=judge.max_prompt_tokens,
-        thinking=judge.thinking,
-    )
-
 
 def collect(
-    generator: Generator, how: Show, pairs: Sequence[Pair], step: int, start: int = 0,
+    generator: Generator, ask: Ask, shown: Sequence[Shown], step: int, start: int = 0,
     finished: Callable[[], None] = lambda: None,
 ) -> list[Group]:  # fmt: skip
-    """Samples a group of verdicts for each pair, in the order in which its responses stand.
+    """Samples a group of verdicts for each prompt.
 
     A request's id holds the step, and its number in it, from `start`: a pair seen again draws new noise. Verdicts are
     read as completions come, while others are still being drawn; `finished` is called for each.
     """
-    prompts = [how.prompt(pair) for pair in pairs]
     groups = [
-        Group(pair, tuple(prompt.ids), prompt.truncated, *([None] * how.group_size for _ in range(4)))  # type: ignore[arg-type]
-        for pair, prompt in zip(pairs, prompts, strict=True)
+        Group(pair, tuple(prompt.ids), prompt.truncated, *([None] * ask.group_size for _ in range(4)))  # type: ignore[arg-type]
+        for pair, prompt in shown
     ]
     requests = [
-        Request(f"step {step}, {start + at}, {group.shown.id}", group.prompt_ids, how.decoding, sample, how.seed)
+        Request(f"step {step}, {start + at}, {group.shown.id}", group.prompt_ids, ask.decoding, sample, ask.seed)
         for at, group in enumerate(groups)
-        for sample in range(how.group_size)
+        for sample in range(ask.group_size)
     ]
     place = {(request.id, request.sample): at for at, request in enumerate(requests)}
     for completion in generator.generate(requests):
         at = place.pop((completion.request.id, completion.request.sample))
-        group, sample = groups[at // how.group_size], at % how.group_size
+        group, sample = groups[at // ask.group_size], at % ask.group_size
         group.completion_ids[sample], group.sampler_logprobs[sample] = completion.token_ids, completion.logprobs
         group.finished[sample] = completion.finish_reason == "stop"
-        group.verdicts[sample] = verdict_of_completion(completion, how.tokenizer, thinking=how.judge.thinking)
+        group.verdicts[sample] = verdict_of_completion(completion, ask.tokenizer, thinking=ask.thinking)
         finished()
     if place:
         raise RuntimeError(f"the generator left out {len(place)} of {len(requests)} completions")
     return groups
-
-
-def in_both_orders(pairs: Sequence[Pair]) -> list[Pair]:
-    """Every pair, followed by itself in the other order."""
-    return [shown for pair in pairs for shown in (pair, swap(pair))]
 
 
 @dataclasses.dataclass

@@ -32,8 +32,9 @@ from rrm_jax.provenance import write_provenance
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.learner import Learner
 from rrm_jax.training.metrics import Metrics, import_wandb, keep_until
-from rrm_jax.training.resuming import PROVENANCE, check_resumed, data_files, record_resumed, write_settings
+from rrm_jax.training.resuming import PROVENANCE, check_resumed, record_resumed, write_settings
 from rrm_jax.training.stopping import Stopped, StopSignals
+from rrm_jax.training.training_data import data_files
 
 Report = Callable[[str], None]
 

@@ -8,15 +8,16 @@ from typing import Any, NamedTuple
 from rrm_jax.data.jsonl import RowError
 from rrm_jax.data.records import Pair, parse_pair
 from rrm_jax.data.stream import Stream
+from rrm_jax.errors import RrmError
 from rrm_jax.rl.logprobs import Sequences, completion_scores
 from rrm_jax.rl.losses import supervised_loss
 from rrm_jax.training.batches import Example
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.evaluate import Evaluator, read_held_out
 from rrm_jax.training.learner import Learner
-from rrm_jax.training.rollouts import show
 from rrm_jax.training.run import Report, Run, read_rows
 from rrm_jax.training.throughput import throughput
+from rrm_jax.training.training_data import encode_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +44,17 @@ class _Batch(NamedTuple):
 def _examples(run: Run, demonstrations: list[Demonstration]) -> list[Example]:
     """Completions are trusted text: the control tokens that they spell are control tokens. The end token is added."""
     tokenizer, examples = run.tokenizer, []
+    encode = encode_of(run.config, tokenizer, run.template)
     for item in demonstrations:
-        prompt = show(item.pair, run.template, tokenizer, run.config.judge)
-        examples.append(Example(tuple(prompt.ids), (*tokenizer.encode_control(item.completion), tokenizer.eos_id)))
+        completion = (*tokenizer.encode_control(item.completion), tokenizer.eos_id)
+        examples.append(Example(tuple(encode(item.pair).ids), completion))
     return examples
 
 
 def train_supervised(config: TrainConfig, resume: bool, report: Report) -> Path:
     """Runs (or resumes) a supervised run; returns its directory."""
+    if not isinstance(config.data.train, str):
+        raise RrmError("a supervised run reads one JSONL file of completions: data.train cannot be a mix")
     demonstrations = read_rows(config.data.train, parse_demonstration, config.data.limit, report)
     held_out = read_held_out(config, report)
     with Run(config, resume, report) as run:

@@ -13,14 +13,13 @@ from rrm_jax.checkpoints.load import load_model
 from rrm_jax.checkpoints.run_files import read_metrics
 from rrm_jax.checkpoints.store import read_meta
 from rrm_jax.data.records import Pair
-from rrm_jax.data.stream import swap
 from rrm_jax.errors import RrmError
 from rrm_jax.parallel.mesh import make_mesh
 from rrm_jax.training import learner as learner_module
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.experience import check_version
 from rrm_jax.training.learner import Learner
-from rrm_jax.training.rollouts import Group, add_rewards, assemble, in_both_orders, informative
+from rrm_jax.training.rollouts import Group, add_rewards, assemble, informative
 from rrm_jax.training.train import train
 
 from .world import make_home, settings
@@ -210,9 +209,6 @@ def test_rewards_are_what_the_configuration_says(home):
 
 def test_consistency_pairs_the_two_orders(home):
     config = _config(home, "consistent", reward={"consistency": 1.0})
-    pairs = [Pair("a", "q", "x", "y", 1), Pair("b", "q", "x", "y", 2)]
-    shown = in_both_orders(pairs)
-    assert shown == [pairs[0], swap(pairs[0]), pairs[1], swap(pairs[1])]
     groups = [_group(1, [1, 1]), _group(2, [2, 1]), _group(2, [1, 1]), _group(1, [1, 2])]
     rollouts = assemble(groups, config, 0)
     # The first pair: sample 0 right in both orders, sample 1 in the first alone. The second: never in both.

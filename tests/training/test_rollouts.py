@@ -9,8 +9,9 @@ from rrm_jax.data.word_tokenizer import write_word_tokenizer
 from rrm_jax.judging.template import load_template
 from rrm_jax.quickstart import world
 from rrm_jax.sampling.protocol import Completion, Decoding
-from rrm_jax.training.config import JudgeConfig
-from rrm_jax.training.rollouts import Show, collect
+from rrm_jax.training.feed import Shown
+from rrm_jax.training.rollouts import Ask, collect
+from rrm_jax.training.token_cache import Encode
 
 PAIRS = [
     Pair("a", "Last digit of the sum of 12345", "5", "6", 1),
@@ -34,51 +35,59 @@ class Fake:
 
 
 @pytest.fixture(scope="module")
-def how(tmp_path_factory) -> Show:
+def encode(tmp_path_factory) -> Encode:
     directory = tmp_path_factory.mktemp("words")
     write_word_tokenizer(directory, world.WORDS)
     (directory / "template.toml").write_text(world.TEMPLATE, encoding="utf-8")
-    judge = JudgeConfig(thinking=False, max_prompt_tokens=256)
-    tokenizer = Tokenizer.load(directory)
-    decoding = Decoding(1.0, max_new_tokens=4, stop_ids=tokenizer.stop_ids)
-    return Show(tokenizer, load_template(directory / "template.toml"), judge, decoding, group_size=3, seed=5)
+    return Encode(load_template(directory / "template.toml"), Tokenizer.load(directory), 256, thinking=False)
 
 
-def test_groups_are_put_together_as_completions_come(how):
+@pytest.fixture(scope="module")
+def ask(encode) -> Ask:
+    decoding = Decoding(1.0, max_new_tokens=4, stop_ids=encode.tokenizer.stop_ids)
+    return Ask(encode.tokenizer, False, decoding, group_size=3, seed=5)
+
+
+@pytest.fixture(scope="module")
+def shown(encode) -> list[Shown]:
+    return [Shown(pair, encode(pair).prompt(turned=False)) for pair in PAIRS]
+
+
+def test_groups_are_put_together_as_completions_come(ask, shown):
     counted = []
-    groups = collect(Fake(how.tokenizer), how, PAIRS, step=1, finished=lambda: counted.append(1))
+    groups = collect(Fake(ask.tokenizer), ask, shown, step=1, finished=lambda: counted.append(1))
     assert len(counted) == 6
     for pair, group in zip(PAIRS, groups, strict=True):
         assert group.shown == pair
         assert group.verdicts == [1, 2, None]
         assert group.finished == [True, True, False]
         # The end token stays: stopping is learnt like everything else.
-        assert [ids[-1] == how.tokenizer.eos_id for ids in group.completion_ids] == [True, True, False]
+        assert [ids[-1] == ask.tokenizer.eos_id for ids in group.completion_ids] == [True, True, False]
         assert [len(x) for x in group.completion_ids] == [len(x) for x in group.sampler_logprobs]
     assert groups[0].prompt_ids != groups[1].prompt_ids
 
 
-def test_a_pair_seen_again_draws_new_noise(how):
+def test_a_pair_seen_again_draws_new_noise(ask, shown):
     """Noise belongs to (seed, id, sample): no two requests of a run have the same."""
-    fake = Fake(how.tokenizer)
+    fake = Fake(ask.tokenizer)
     for step in (1, 2):
         for draw in (0, 2):  # dynamic sampling goes on within the step
-            collect(fake, how, [PAIRS[0], PAIRS[0]], step, draw)
+            collect(fake, ask, [shown[0], shown[0]], step, draw)
     addresses = [(request.seed, request.id, request.sample) for request in fake.requests]
     assert len(addresses) == len(set(addresses)) == 24
     assert {request.seed for request in fake.requests} == {5}
 
 
-def test_a_generator_that_leaves_something_out_is_found_out(how):
+def test_a_generator_that_leaves_something_out_is_found_out(ask, shown):
     class Lazy(Fake):
         def generate(self, requests):
             yield from list(super().generate(requests))[1:]
 
     with pytest.raises(RuntimeError, match="left out 1 of 6"):
-        collect(Lazy(how.tokenizer), how, PAIRS, step=1)
+        collect(Lazy(ask.tokenizer), ask, shown, step=1)
 
 
-def test_logprobs_are_those_the_sampler_gave(how):
-    (group, _) = collect(Fake(how.tokenizer), how, PAIRS, step=1)
+def test_logprobs_are_those_the_sampler_gave(ask, shown):
+    (group, _) = collect(Fake(ask.tokenizer), ask, shown, step=1)
     for logprobs in group.sampler_logprobs:
         np.testing.assert_allclose(logprobs, -0.1 * np.arange(len(logprobs)))

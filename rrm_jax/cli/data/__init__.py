@@ -3,12 +3,13 @@
 import typer
 
 from rrm_jax.cli.data import filter as filter_
-from rrm_jax.cli.data import label, show, synthesize, verify
+from rrm_jax.cli.data import label, prepare, show, synthesize, verify
 
 app = typer.Typer(help="Prepare pairs to train on.", no_args_is_help=True, rich_markup_mode=None)
 
 app.command("filter")(filter_.command)
 app.command("label")(label.command)
+app.command("prepare")(prepare.command)
 app.command("show")(show.command)
 app.command("synthesize")(synthesize.command)
 app.command("verify")(verify.command)

@@ -1,0 +1,71 @@
+"""From the stream of pairs to prompts, tokenised ahead of their use or read from a cache.
+
+Light to import: worker processes import this module, and take no device.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from rrm_jax.data.records import Pair
+from rrm_jax.data.stream import PairStream, swap
+from rrm_jax.data.workers import in_order
+from rrm_jax.judging.prompt import JudgePrompt
+from rrm_jax.training.token_cache import Encode, TokenCache
+
+
+class Shown(NamedTuple):
+    """A pair in the order in which it is shown, and its prompt."""
+
+    pair: Pair
+    prompt: JudgePrompt
+
+
+@dataclasses.dataclass(frozen=True)
+class _Element:
+    """Index of the stream → the pair as it is shown, or, with `both_orders`, followed by itself in the other order."""
+
+    stream: PairStream
+    encode: Encode
+    both_orders: bool
+    caches: Sequence[TokenCache] = ()
+
+    def __call__(self, index: int) -> list[Shown]:
+        place = self.stream.place(index)
+        pair = self.stream.at(place)
+        # Cut texts are the same in either order, so a pair that has changed places has the other order's prompt.
+        encoded = (
+            self.caches[place.part][place.row] if self.caches else self.encode(swap(pair) if place.turned else pair)
+        )
+        first = Shown(pair, encoded.prompt(place.turned))
+        return [first, Shown(swap(pair), encoded.prompt(not place.turned))] if self.both_orders else [first]
+
+
+class Feed:
+    """Prompts by position in the stream; what comes next is tokenised meanwhile by `workers` processes (0: when asked).
+
+    The same prompts whatever the workers and with or without `caches`, one for each part of the stream. Close it.
+    """
+
+    def __init__(
+        self, stream: PairStream, encode: Encode, *, both_orders: bool = False, workers: int = 0,
+        caches: Sequence[TokenCache] = (),
+    ):  # fmt: skip
+        self._compute = _Element(stream, encode, both_orders, caches)
+        # What is read from a cache needs no help.
+        self._workers, self._opened, self._next = 0 if caches else workers, contextlib.ExitStack(), -1
+        self._items: Iterator[list[Shown]] = iter(())
+
+    def take(self, position: int, count: int) -> list[Shown]:
+        """The prompts of `count` pairs from this position on; any position, but on from the last one is fastest."""
+        if position != self._next:
+            self.close()
+            self._items = self._opened.enter_context(in_order(self._compute, self._workers, position))
+        self._next = position + count
+        return [shown for item in itertools.islice(self._items, count) for shown in item]
+
+    def close(self) -> None:
+        self._opened.close()
+        self._next = -1
