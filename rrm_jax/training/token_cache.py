@@ -68,12 +68,23 @@ class TokenCache:
     """
 
     def __init__(self, directory: Path):
+        self.directory = directory
         self._ends = np.load(directory / "ends.npy", mmap_mode="r")
         self._ids = np.memmap(directory / "ids.uint32", np.uint32, "r")
         self._truncated = np.load(directory / "truncated.npy", mmap_mode="r")
 
     def __len__(self) -> int:
         return len(self._truncated)
+
+    @property
+    def tokens(self) -> int:
+        """Of all prompts, both orders of each pair."""
+        return len(self._ids)
+
+    @property
+    def cut(self) -> int:
+        """How many pairs were cut to fit."""
+        return int(self._truncated.sum())
 
     def __getitem__(self, row: int) -> Encoded:
         start = self._ends[2 * row - 1] if row else 0

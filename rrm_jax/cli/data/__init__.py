@@ -3,7 +3,7 @@
 import typer
 
 from rrm_jax.cli.data import filter as filter_
-from rrm_jax.cli.data import label, prepare, show, synthesize, verify
+from rrm_jax.cli.data import label, prepare, show, synthesize, tokenize, verify
 
 app = typer.Typer(help="Prepare pairs to train on.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -12,4 +12,5 @@ app.command("label")(label.command)
 app.command("prepare")(prepare.command)
 app.command("show")(show.command)
 app.command("synthesize")(synthesize.command)
+app.command("tokenize")(tokenize.command)
 app.command("verify")(verify.command)
