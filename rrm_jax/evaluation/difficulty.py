@@ -1,13 +1,7 @@
-"""How hard labelled pairs are for a judge: how many of its votes on each are right. A file of pairs split by that."""
+"""How hard labelled pairs are for a judge: how many of its votes on each are right."""
 
 import collections
-import contextlib
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
-from rrm_jax.data.jsonl import Reader
-from rrm_jax.data.records import Unique, parse_labelled_pair
 from rrm_jax.errors import RrmError
 from rrm_jax.judging.judge import Judgment
 
@@ -70,33 +64,3 @@ class Difficulty:
     def _share(self, counts: collections.Counter[int]) -> str:
         kept, total = sum(count for right, count in counts.items() if self._kept(right)), counts.total()
         return f"{kept} of {total} pairs ({100 * kept / total:.1f} %)"
-
-
-def split_pairs(pairs: Path, keeps: Callable[[str], bool], kept: Path, dropped: Path) -> None:
-    """Writes each usable row of `pairs` to `kept` or, where `keeps(id)` is False, to `dropped`.
-
-    Rows go over byte for byte and in their order; a last line without an end gets one, so that both files can be
-    joined again. Both appear only when they are complete; RrmError when they cannot be written.
-    """
-    parts = [path.with_name(f".{path.name}.partial") for path in (kept, dropped)]
-    try:
-        with open(parts[0], "wb") as yes, open(parts[1], "wb") as no:
-            for line, pair_id in _usable_lines(pairs):
-                (yes if keeps(pair_id) else no).write(line)
-        os.replace(parts[1], dropped)
-        os.replace(parts[0], kept)
-    except OSError as error:
-        for part in parts:
-            with contextlib.suppress(OSError):
-                part.unlink()
-        raise RrmError(
-            f"cannot write {kept} and {dropped}: {error.strerror or error}; every vote is kept, run again to go on"
-        ) from None
-
-
-def _usable_lines(pairs: Path) -> Iterator[tuple[bytes, str]]:
-    with open(pairs, "rb") as file:
-        lines = enumerate(file, start=1)
-        for number, pair in Reader(pairs, Unique(parse_labelled_pair)):
-            line = next(line for at, line in lines if at == number)
-            yield line if line.endswith(b"\n") else line + b"\n", pair.id

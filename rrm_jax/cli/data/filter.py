@@ -1,9 +1,7 @@
 """`rrm data filter`: without the pairs that a judge finds too easy, or too hard, to learn from."""
 
 import dataclasses
-import hashlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -71,8 +69,9 @@ def command(
     from rrm_jax.cli.loading import Progress, warn
     from rrm_jax.data.jsonl import Reader
     from rrm_jax.data.records import Unique, parse_labelled_pair
+    from rrm_jax.data.split_rows import lines_of, refuse_to_overwrite, split_pairs
     from rrm_jax.errors import RrmError
-    from rrm_jax.evaluation.difficulty import Difficulty, split_pairs
+    from rrm_jax.evaluation.difficulty import Difficulty
     from rrm_jax.judging.store import VoteLog
     from rrm_jax.judging.summary import Summary
     from rrm_jax.provenance import fingerprint, pinned
@@ -86,7 +85,7 @@ def command(
     if store.resolve() in [path.resolve() for path in (out, dropped, run)]:
         raise RrmError(f"--verdicts {store} is where results are written; name another file")
     count, skipped = _check_labelled(pairs, strict)
-    _refuse_to_overwrite((out, dropped), run, pairs)
+    refuse_to_overwrite(dict.fromkeys((out, dropped), bytes), run, pairs, lambda: lines_of(pairs))
     progress = Progress("judging", count)
     judge = open_judge(open_generator(models, progress), judging)
     settings = judge.settings | {"keep_at_least": limits.keep_at_least, "keep_at_most": most}
@@ -128,25 +127,3 @@ def _check_labelled(pairs: Path, strict: bool) -> tuple[int, int]:
             "first; which votes are right is known only where label is 1 or 2"
         )
     return len(ids), skipped
-
-
-def _refuse_to_overwrite(results: tuple[Path, Path], run: Path, pairs: Path) -> None:
-    """Results are replaced as a whole, which must lose nothing but what the same rows gave before."""
-    from rrm_jax.errors import RrmError
-
-    present = [path for path in results if path.is_file() and path.stat().st_size]
-    if not present:
-        return
-    if not run.is_file():
-        raise RrmError(f"{present[0]} exists, but not {run}, so it is not this job's; choose another --out")
-    rows = set(_line_digests(pairs))
-    for path in present:
-        lost = sum(line not in rows for line in _line_digests(path))
-        if lost:
-            raise RrmError(f"{path} holds {lost} row(s) that are not in {pairs}; choose another --out")
-
-
-def _line_digests(path: Path) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        for line in file:
-            yield hashlib.sha256(line.rstrip(b"\r\n")).digest()
