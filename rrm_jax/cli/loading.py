@@ -172,7 +172,7 @@ def check_rows[T](path: Path, parse: Callable[[dict[str, Any]], T], strict: bool
 
 
 class Progress:
-    """Progress on stderr: a bar on a terminal, else a line every ten seconds and one at the end."""
+    """Progress on stderr: a bar on a terminal, else a line every ten seconds and one at the end. Total 0: not known."""
 
     def __init__(self, label: str, total: int = 0):
         self._label, self._total, self._done, self._note = label, total, 0, ""
@@ -188,7 +188,7 @@ class Progress:
             columns = [TextColumn(self._label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
             columns += [TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
             self._bar = Bar(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task(self._label, total=self._total, completed=self._done, note="")
+            self._task = self._bar.add_task(self._label, total=self._total or None, completed=self._done, note="")
             self._bar.start()
         return self
 
@@ -215,14 +215,12 @@ class Progress:
 
     def _show(self) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, total=self._total, note=self._note)
+            self._bar.update(self._task, completed=self._done, total=self._total or None, note=self._note)
         elif time.monotonic() - self._printed > 10:
             self._print()
 
     def _print(self) -> None:
         self._printed = time.monotonic()
         seconds = self._printed - self._started
-        warn(
-            f"{self._label}: {self._done}/{self._total} after {seconds:.0f} s"
-            + (f", {self._note}" if self._note else "")
-        )
+        done = f"{self._done}/{self._total}" if self._total else f"{self._done}"
+        warn(f"{self._label}: {done} after {seconds:.0f} s" + (f", {self._note}" if self._note else ""))

@@ -65,9 +65,9 @@ def command(
     show: Annotated[int, typer.Option(min=0, help="Disagreements with `correct` that are printed.")] = 20,
     strict: Strict = False,
 ) -> None:
-    r"""Mark responses by the answers that are known to be right.
+    """Mark responses by the answers that are known to be right.
 
-    A response's final answer is the last \boxed{}, or what follows the last ####, A:, Answer: or "the answer is"; its
+    A response's final answer is the last \\boxed{}, or what follows the last ####, A:, Answer: or "the answer is"; its
     thinking is left out. Rows of OUT are those of CANDIDATES with `answers`, the final answers (null: none), `outcomes`
     (right, wrong, no answer, no gold, unreadable gold, timed out, crashed), and `correct`, a list of booleans, or null
     where an outcome is none. Where the rows had `correct` already, the agreement with it is printed, and the first
