@@ -192,4 +192,5 @@ def from_features(row: dict[str, Any], kind: Kind) -> Record:
     known = zip(row["answers"], row["has_answers"], strict=True)
     answers = tuple(answer.decode("utf-8") if there else None for answer, there in known) or None
     responses = tuple(response.decode("utf-8") for response in row["responses"])
-    return Candidates(text("id"), text("query"), responses, correct, answers)
+    source = text("source") if "source" in row else ""  # which data sets of earlier versions lack
+    return Candidates(text("id"), text("query"), responses, correct, answers, source)

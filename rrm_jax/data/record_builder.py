@@ -18,7 +18,7 @@ _FEATURES: dict[str, dict[str, Any]] = {
         "id": _TEXT, "source": _TEXT, "query": _TEXT, "answer": _TEXT, "has_answer": np.bool_, "verifier": _TEXT,
     },
     "candidates": {
-        "id": _TEXT, "query": _TEXT, "responses": [_TEXT], "correct": [np.bool_], "answers": [_TEXT],
+        "id": _TEXT, "source": _TEXT, "query": _TEXT, "responses": [_TEXT], "correct": [np.bool_], "answers": [_TEXT],
         "has_answers": [np.bool_],
     },
 }  # fmt: skip

@@ -1,4 +1,24 @@
-"""The rows that users give: preference pairs, candidate lists, prompts. Each parser raises RowError."""
+"""The rows of data files, and what each holds. Each parser raises RowError.
+
+A file is UTF-8 JSON lines, an object a line; ids are unique in it, and fields that are not named here are passed over.
+The same records as ArrayRecord: `rrm_jax/data/prepared.py`. `to_row` of a record is a row that parses to it again.
+
+pairs         id, query, response_1, response_2; label (1, 2 or null: which response is better), source
+questions     id, query; answer (the right final answer, or null), source, verifier
+candidates    id, query, responses (a list); correct (a list of booleans, or null), answers (a list of final answers or
+              nulls, or null), source
+prompts       id, and exactly one of prompt (text) and prompt_ids (token ids): what `rrm generate` reads
+
+Before the semicolon is what a row must have; an id may also be an integer. Verdicts are written, not given:
+
+judgments     `rrm judge` writes one a pair: id, winner (1, 2 or null), probability (that response_1 is the better one,
+              or null), label and correct where the pair has a label, content (a SHA-256 of what was judged), and votes,
+              a list of {order ("12" or "21"), verdict (1, 2 or null, in the order shown), text, tokens, finish_reason
+              ("stop" or "length"), truncated_input, forced, probability}. `judging/judge.py`: Judgment.to_row
+votes         the log beside it, and any verdict store, one a completion: key, settings, texts, vote, query, shown
+              (digests of what was shown, and the vote's number), then a vote's fields as above but for order. Before
+              the first vote of a judge stands {digest, settings}, what its votes depend on. `judging/store.py`
+"""
 
 import dataclasses
 from typing import Any
@@ -27,6 +47,7 @@ class Candidates:
     responses: tuple[str, ...]
     correct: tuple[bool, ...] | None = None
     answers: tuple[str | None, ...] | None = None
+    source: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +91,13 @@ def _field(row: dict[str, Any], key: str) -> Any:
     return row[key]
 
 
-def _text(row: dict[str, Any], key: str) -> str:
-    return _checked_text(_field(row, key), key)
+def text_field(row: dict[str, Any], key: str) -> str:
+    """A field that must be there and be text."""
+    return checked_text(_field(row, key), key)
 
 
-def _checked_text(value: Any, key: str) -> str:
+def checked_text(value: Any, key: str) -> str:
+    """The value of field `key`, which must be text."""
     if not isinstance(value, str):
         raise RowError(f"field {key!r} must be a string, not {type(value).__name__}")
     try:
@@ -84,19 +107,31 @@ def _checked_text(value: Any, key: str) -> str:
     return value
 
 
-def _id(row: dict[str, Any]) -> str:
+def id_field(row: dict[str, Any]) -> str:
+    """The row's id, text or an integer, as text."""
     value = _field(row, "id")
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise RowError(f"field 'id' must be a string or an integer, not {type(value).__name__}")
-    return _checked_text(str(value), "id")
+    return checked_text(str(value), "id")
+
+
+def to_row(record: Pair | Question | Candidates) -> dict[str, Any]:
+    """The record's row of a JSONL file, without fields that say nothing: parsing it gives the record again."""
+    row = {}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if field.default is dataclasses.MISSING or value != field.default:
+            row[field.name] = list(value) if isinstance(value, tuple) else value
+    return row
 
 
 def parse_pair(row: dict[str, Any]) -> Pair:
     label = row.get("label")
     if label is not None and (type(label) is not int or label not in (1, 2)):
         raise RowError(f"field 'label' must be 1, 2 or null, not {label!r}")
-    source = _checked_text(row.get("source", ""), "source")
-    return Pair(_id(row), _text(row, "query"), _text(row, "response_1"), _text(row, "response_2"), label, source)
+    source = checked_text(row.get("source", ""), "source")
+    query, response_1, response_2 = (text_field(row, key) for key in ("query", "response_1", "response_2"))
+    return Pair(id_field(row), query, response_1, response_2, label, source)
 
 
 def parse_labelled_pair(row: dict[str, Any]) -> Pair:
@@ -110,16 +145,16 @@ def parse_labelled_pair(row: dict[str, Any]) -> Pair:
 
 def parse_question(row: dict[str, Any]) -> Question:
     answer = row.get("answer")
-    answer = None if answer is None else _checked_text(answer, "answer")
-    source, verifier = (_checked_text(row.get(key, ""), key) for key in ("source", "verifier"))
-    return Question(_id(row), _text(row, "query"), answer, source, verifier)
+    answer = None if answer is None else checked_text(answer, "answer")
+    source, verifier = (checked_text(row.get(key, ""), key) for key in ("source", "verifier"))
+    return Question(id_field(row), text_field(row, "query"), answer, source, verifier)
 
 
 def parse_candidates(row: dict[str, Any]) -> Candidates:
     responses = _field(row, "responses")
     if not isinstance(responses, list) or not responses:
         raise RowError("field 'responses' must be a list of at least one string")
-    checked = tuple(_checked_text(response, f"responses[{at}]") for at, response in enumerate(responses))
+    checked = tuple(checked_text(response, f"responses[{at}]") for at, response in enumerate(responses))
     correct = row.get("correct")
     if correct is not None:
         count = len(responses)
@@ -130,15 +165,16 @@ def parse_candidates(row: dict[str, Any]) -> Candidates:
     if answers is not None:
         if not isinstance(answers, list) or len(answers) != len(responses):
             raise RowError(f"field 'answers' must be a list of {len(responses)}, one for each response, or null")
-        answers = tuple(None if x is None else _checked_text(x, f"answers[{at}]") for at, x in enumerate(answers))
-    return Candidates(_id(row), _text(row, "query"), checked, correct, answers)
+        answers = tuple(None if x is None else checked_text(x, f"answers[{at}]") for at, x in enumerate(answers))
+    source = checked_text(row.get("source", ""), "source")
+    return Candidates(id_field(row), text_field(row, "query"), checked, correct, answers, source)
 
 
 def parse_prompt(row: dict[str, Any]) -> Prompt:
     if ("prompt" in row) == ("prompt_ids" in row):
         raise RowError("exactly one of 'prompt' and 'prompt_ids' is needed")
     if "prompt" in row:
-        return Prompt(_id(row), _text(row, "prompt"), None)
+        return Prompt(id_field(row), text_field(row, "prompt"), None)
     ids = row["prompt_ids"]
     if (
         not isinstance(ids, list)
@@ -146,4 +182,4 @@ def parse_prompt(row: dict[str, Any]) -> Prompt:
         or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids)
     ):
         raise RowError("field 'prompt_ids' must be a list of at least one non-negative integer")
-    return Prompt(_id(row), None, tuple(ids))
+    return Prompt(id_field(row), None, tuple(ids))

@@ -2,11 +2,12 @@
 
 import typer
 
+from rrm_jax.cli.data import convert, label, prepare, show, synthesize, tokenize, verify
 from rrm_jax.cli.data import filter as filter_
-from rrm_jax.cli.data import label, prepare, show, synthesize, tokenize, verify
 
 app = typer.Typer(help="Prepare pairs to train on.", no_args_is_help=True, rich_markup_mode=None)
 
+app.command("convert")(convert.command)
 app.command("filter")(filter_.command)
 app.command("label")(label.command)
 app.command("prepare")(prepare.command)

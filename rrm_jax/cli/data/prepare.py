@@ -1,7 +1,6 @@
 """`rrm data prepare`: a published data set, or any file of one's own, as prepared pairs or questions."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +12,7 @@ if TYPE_CHECKING:
     from rrm_jax.data.snapshot import Snapshot
     from rrm_jax.data.sources.base import Source
     from rrm_jax.data.sources.parts import Assign
-    from rrm_jax.data.sources.prepare import Preparation, Skipped
-
-_MOST_REPORTED = 20
+    from rrm_jax.data.sources.prepare import Preparation
 
 
 def _list(wanted: bool) -> None:
@@ -98,6 +95,7 @@ def command(
       rrm data prepare generic --src mine.parquet --columns query=prompt,response_1=chosen,response_2=rejected \\
         --out data/mine
     """
+    from rrm_jax.cli.data.skipped_rows import SkippedRows
     from rrm_jax.cli.loading import Progress, warn
     from rrm_jax.data.builders import builder_of
     from rrm_jax.data.prepared import write_prepared
@@ -117,52 +115,13 @@ def command(
     with pinned(run, config=config, seed=config["seed"], inputs=inputs):
         preparation.part, preparation.limit = _part(preparation, choice, config["seed"]), choice.limit
         listed = out.with_name(f"{out.name}.skipped.jsonl")
-        with _SkippedRows(listed, strict) as log, Progress("preparing", snapshot.count()) as progress:
+        with SkippedRows(listed, strict) as log, Progress("preparing", snapshot.count()) as progress:
             preparation.skip, preparation.progress = log.add, progress.advance
             write_prepared(out, builder_of(source), log.complete_after(preparation), kind=source.kind, facts=config)
     print("\n".join(preparation.tally.lines()))
     if preparation.tally.skipped[MALFORMED]:
         warn(f"{preparation.tally.skipped[MALFORMED]} malformed row(s) of {src} were skipped; see {log.path}")
         raise typer.Exit(1)
-
-
-class _SkippedRows:
-    """OUT.skipped.jsonl, which is whole before OUT appears; malformed rows are reported, the first 20 on stderr too."""
-
-    def __init__(self, path: Path, strict: bool):
-        self.path, self._strict, self._reported = path, strict, 0
-        self._partial = path.with_name(f".{path.name}.partial")
-
-    def __enter__(self) -> "_SkippedRows":
-        self._file = open(self._partial, "wb")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
-
-    def add(self, skipped: "Skipped") -> None:
-        from rrm_jax.cli.loading import warn
-        from rrm_jax.data.jsonl import encode_row
-        from rrm_jax.data.sources.prepare import MALFORMED
-        from rrm_jax.errors import RrmError
-
-        if skipped.reason == MALFORMED:
-            message = f"{skipped.file}:{skipped.row}: {skipped.why}"
-            if self._strict:
-                raise RrmError(message)
-            self._reported += 1
-            if self._reported <= _MOST_REPORTED:
-                warn(message)
-            elif self._reported == _MOST_REPORTED + 1:
-                warn(f"further malformed rows are listed in {self.path} only")
-        self._file.write(encode_row(dataclasses.asdict(skipped)))
-
-    def complete_after[T](self, records: Iterable[T]) -> Iterator[T]:
-        """The records; when there are no more, the file takes its place."""
-        yield from records
-        self._file.close()
-        self._partial.replace(self.path)
 
 
 def _configured(source: "Source", choice: _Choice) -> "Source":
