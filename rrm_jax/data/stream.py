@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rrm_jax.data.records import Pair
@@ -93,17 +93,6 @@ class PairStream:
 
     def batch(self, start: int, count: int) -> list[Pair]:
         return [self[index] for index in range(start, start + count)]
-
-    def shard(self, start: int, batch_size: int, process: int, count: int) -> Iterator[Pair]:
-        """Process `process` of `count`'s share of the endless batches from position `start` on: of each global batch of
-        `batch_size` the process-th stretch of equal length, so that all processes' shares, one after another, are the
-        global batch. Raises RrmError where the batch cannot be split evenly."""
-        if batch_size % count:
-            raise RrmError(f"a batch of {batch_size} cannot be split evenly over {count} processes")
-        share = batch_size // count
-        while True:
-            yield from self.batch(start + process * share, share)
-            start += batch_size
 
 
 def _endless(count: int, seed: int) -> Any:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from rrm_jax.data.records import Pair
 from rrm_jax.data.stream import PairStream, swap
 from rrm_jax.data.workers import in_order
+from rrm_jax.errors import RrmError
 from rrm_jax.judging.prompt import JudgePrompt
 from rrm_jax.training.token_cache import Encode, TokenCache
 
@@ -43,6 +44,21 @@ class _Element:
         return [first, Shown(swap(pair), encoded.prompt(not place.turned))] if self.both_orders else [first]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """How many-th of a process's own → index of the stream."""
+
+    compute: _Element
+    start: int
+    batch: int
+    share: int
+    offset: int
+
+    def __call__(self, index: int) -> list[Shown]:
+        batch, at = divmod(index, self.share)
+        return self.compute(self.start + batch * self.batch + self.offset + at)
+
+
 class Feed:
     """Prompts by position in the stream; what comes next is tokenised meanwhile by `workers` processes (0: when asked).
 
@@ -65,6 +81,21 @@ class Feed:
             self._items = self._opened.enter_context(in_order(self._compute, self._workers, position))
         self._next = position + count
         return [shown for item in itertools.islice(self._items, count) for shown in item]
+
+    def shard(self, start: int, batch_size: int, process: int, count: int) -> Iterator[list[Shown]]:
+        """Process `process` of `count`'s share of each of the endless batches from position `start` on.
+
+        It is the process-th stretch of equal length, so that all processes' shares, one after another, are the global
+        batch, whatever their number. Raises RrmError where a batch cannot be split evenly.
+        """
+        if batch_size % count:
+            raise RrmError(f"a batch of {batch_size} cannot be split evenly over {count} processes")
+        share = batch_size // count
+        self.close()
+        compute = _Share(self._compute, start, batch_size, share, process * share)
+        items = self._opened.enter_context(in_order(compute, self._workers))
+        while True:
+            yield [shown for item in itertools.islice(items, share) for shown in item]
 
     def close(self) -> None:
         self._opened.close()

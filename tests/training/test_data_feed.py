@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import itertools
+import hashlib
 import json
 import multiprocessing
 import os
@@ -114,43 +114,63 @@ def test_half_of_the_pairs_are_turned_and_anew_in_each_epoch():
 
 # Processes
 
-
-def _shares(count: int, tmp_path: Path) -> list[list[str]]:
-    """What `count` processes of their own get of three batches of 8, from position 16 on."""
-    code = """
-import sys
+_PROCESS = """
+import hashlib, sys
+from pathlib import Path
 from rrm_jax.data.pairs import open_pairs
 from rrm_jax.data.stream import Part, PairStream
-a, b, process, count = sys.argv[1:]
-parts = [Part(open_pairs(a, print), 2), Part(open_pairs(b, print), 1)]
-shard = PairStream(parts, 5).shard(16, 8, int(process), int(count))
-print(*(f"{pair.id}:{pair.label}" for pair in (next(shard) for _ in range(24 // int(count)))))
-assert "jax" not in sys.modules
+from rrm_jax.data.tokenizer import Tokenizer
+from rrm_jax.judging.template import load_template
+from rrm_jax.training.feed import Feed
+from rrm_jax.training.token_cache import Encode
+template, tokenizer, longest, process, count, *files = sys.argv[1:]
+parts = [Part(open_pairs(Path(file), print), len(files) - at) for at, file in enumerate(files)]
+feed = Feed(PairStream(parts, 5), Encode(load_template(template), Tokenizer.load(Path(tokenizer)), int(longest), True))
+shard = feed.shard(16, 8, int(process), int(count))
+for _ in range(3):
+    shown = [(pair, hashlib.sha256(str(prompt.ids).encode()).hexdigest()) for pair, prompt in next(shard)]
+    print(*(f"{pair.id}:{pair.label}:{digest}" for pair, digest in shown))
 """
-    files = [str(tmp_path / "a.jsonl"), str(tmp_path / "b")]
+
+
+def shares(count: int, template: str | Path, tokenizer: Path, longest: int, files: list[Path]) -> list[list[str]]:
+    """What `count` processes of their own get of three batches of 8 prompts, from position 16 on."""
+    arguments = [sys.executable, "-c", _PROCESS, str(template), str(tokenizer), str(longest)]
     run = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *files, str(process), str(count)], stdout=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([*arguments, str(process), str(count), *map(str, files)], stdout=subprocess.PIPE, text=True)
         for process in range(count)
     ]
-    return [each.communicate()[0].splitlines()[-1].split() for each in run]
+    return [each.communicate()[0].splitlines()[-3:] for each in run]
 
 
-def test_processes_share_one_global_order(tmp_path):
-    write_jsonl(tmp_path / "a.jsonl", pairs(30, "a"))
-    write_prepared(tmp_path / "b", RecordsBuilder, pairs(20, "b"), kind="pairs", facts={})
-    parts = [Part(open_pairs(tmp_path / "a.jsonl", print), 2), Part(open_pairs(tmp_path / "b", print), 1)]
-    whole = [f"{pair.id}:{pair.label}" for pair in PairStream(parts, 5).batch(16, 24)]
+def digest(prompt) -> str:
+    return hashlib.sha256(str(prompt.ids).encode()).hexdigest()
+
+
+def joined(shared: list[list[str]]) -> list[str]:
+    return [each for batch in range(3) for mine in shared for each in mine[batch].split()]
+
+
+def test_processes_share_one_global_order(encode, tmp_path):
+    files = [write_jsonl(tmp_path / "a.jsonl", pairs(30, "a")), tmp_path / "b"]
+    write_prepared(files[1], RecordsBuilder, pairs(20, "b"), kind="pairs", facts={})
+    (tmp_path / "template.toml").write_text(world.TEMPLATE, encoding="utf-8")
+    write_word_tokenizer(tmp_path, world.WORDS)
+    parts = [Part(open_pairs(file, print), 2 - at) for at, file in enumerate(files)]
+    feed = Feed(PairStream(parts, 5), encode)
+    whole = [f"{pair.id}:{pair.label}:{digest(prompt)}" for pair, prompt in feed.take(16, 24)]
     for count in (2, 4):
-        shares, share = _shares(count, tmp_path), 8 // count
-        joined = [each for batch in range(3) for mine in shares for each in mine[batch * share : (batch + 1) * share]]
-        assert joined == whole
+        assert joined(shares(count, tmp_path / "template.toml", tmp_path, MAX_TOKENS, files)) == whole
     with pytest.raises(RrmError, match="cannot be split evenly over 3"):
-        next(PairStream(pairs(3), 0).shard(0, 8, 0, 3))
+        next(feed.shard(0, 8, 0, 3))
 
 
 # The feed
+
+
+def take_share(feed: Feed) -> list:
+    shard = feed.shard(500, 6, 1, 2)
+    return [*next(shard), *next(shard)]
 
 
 def test_prompts_are_the_same_with_workers_from_a_cache_and_as_the_judge_is_shown_them(encode, tmp_path):
@@ -158,7 +178,7 @@ def test_prompts_are_the_same_with_workers_from_a_cache_and_as_the_judge_is_show
     stream = PairStream([Part(rows[0], 2), Part(rows[1], 1)], 7)
     caches = [open_token_cache(tmp_path / "cache", part, str(at), encode) for at, part in enumerate(rows)]
     feeds = [Feed(stream, encode), Feed(stream, encode, workers=2), Feed(stream, encode, caches=caches)]
-    plain, *others = [[*feed.take(5, 40), *feed.take(45, 20), *feed.take(500, 4)] for feed in feeds]
+    plain, *others = [[*feed.take(5, 40), *feed.take(45, 20), *take_share(feed)] for feed in feeds]
     for feed in feeds:
         feed.close()
     assert others == [plain, plain]
@@ -178,10 +198,12 @@ def test_both_orders_follow_one_another(encode):
         assert second.prompt == Feed(PairStream([second.pair], 0), encode)._compute.encode(second.pair).prompt(False)
 
 
-def test_workers_leave_the_accelerator_alone_and_end_with_the_feed(encode):
+def test_workers_leave_the_accelerator_alone_raise_and_end(encode):
     with in_order(_Worker(encode), 1, 3) as items:
         assert next(items) == (3, False)
         assert multiprocessing.active_children()
+        with pytest.raises(Exception, match="number 4"):
+            next(items)
     assert not multiprocessing.active_children()
 
 
@@ -194,18 +216,9 @@ class _Worker:
         from jax._src import xla_bridge
 
         self.encode(pairs(1)[0])
+        if index == 4:
+            raise RrmError("number 4")
         return index, xla_bridge.backends_are_initialized()
-
-
-def test_what_a_worker_raises_is_raised():
-    with pytest.raises(Exception, match="number 4"), in_order(_fails_at_4, 1) as items:
-        list(itertools.islice(items, 8))
-
-
-def _fails_at_4(index: int) -> int:
-    if index == 4:
-        raise RrmError("number 4")
-    return index
 
 
 def test_a_killed_reader_goes_on_with_the_same_prompts(encode, tmp_path):
@@ -216,7 +229,7 @@ from rrm_jax.data.pairs import open_pairs
 from rrm_jax.data.stream import PairStream
 from rrm_jax.data.workers import in_order
 def main():
-    with in_order(PairStream(open_pairs(sys.argv[1], print), 1).__getitem__, 1, int(sys.argv[2])) as items:
+    with in_order(PairStream(open_pairs(sys.argv[1], print), 1).__getitem__, int(sys.argv[4]), int(sys.argv[2])) as items:
         for at, pair in zip(range(20), items):
             print(pair.id, pair.label, flush=True)
             if at == int(sys.argv[3]):
@@ -229,14 +242,15 @@ if __name__ == "__main__":
         subprocess.run, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()}
     )
 
-    def read(start: int, kill: int) -> list[str]:
-        done = run([sys.executable, str(tmp_path / "reader.py"), str(tmp_path / "a.jsonl"), str(start), str(kill)])
+    def read(start: int, kill: int, workers: int) -> list[str]:
+        numbers = map(str, (start, kill, workers))
+        done = run([sys.executable, str(tmp_path / "reader.py"), str(tmp_path / "a.jsonl"), *numbers])
         assert done.returncode == (-signal.SIGKILL if kill >= 0 else 0), done.stderr
         return [line for line in done.stdout.splitlines() if line.startswith("p")]
 
-    cut = read(60, 7)
+    cut = read(60, 7, 1)
     stream = PairStream(pairs(50), 1)
-    assert [*cut, *read(60 + len(cut), 5)] == [f"{p.id} {p.label}" for p in stream.batch(60, 14)]
+    assert [*cut, *read(60 + len(cut), -1, 0)[: 14 - len(cut)]] == [f"{p.id} {p.label}" for p in stream.batch(60, 14)]
 
 
 # The cache
