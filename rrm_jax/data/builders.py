@@ -1,4 +1,6 @@
-"""The tfds builders of the data sets that `rrm data prepare` knows."""
+"""The tfds builders of the data sets that `rrm data prepare` knows, and of what is made of them."""
+
+from pathlib import Path
 
 from rrm_jax.data.record_builder import RecordsBuilder
 from rrm_jax.data.sources.base import Source
@@ -18,3 +20,14 @@ def builder_of(source: Source) -> type[RecordsBuilder]:
             "LICENCE": source.licence,
         },
     )
+
+
+def builder_like(directory: Path) -> type[RecordsBuilder]:
+    """A builder for some of the records of a prepared data set, with its licence and citation."""
+    import tensorflow_datasets as tfds
+
+    info = tfds.builder_from_directory(str(directory)).info
+    licence = info.redistribution_info.license if info.redistribution_info else ""
+    about = {"DESCRIPTION": info.description, "HOMEPAGE": info.homepage, "CITATION": info.citation, "LICENCE": licence}
+    name = "".join(word.capitalize() for word in info.name.split("_"))
+    return type(name, (RecordsBuilder,), {"__doc__": RecordsBuilder.__doc__} | about)

@@ -2,11 +2,12 @@
 
 import typer
 
-from rrm_jax.cli.data import convert, label, prepare, show, synthesize, tokenize, verify
+from rrm_jax.cli.data import clean, convert, label, prepare, show, synthesize, tokenize, verify
 from rrm_jax.cli.data import filter as filter_
 
 app = typer.Typer(help="Prepare pairs to train on.", no_args_is_help=True, rich_markup_mode=None)
 
+app.command("clean")(clean.command)
 app.command("convert")(convert.command)
 app.command("filter")(filter_.command)
 app.command("label")(label.command)
