@@ -3,13 +3,14 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from rrm_jax.data.answers import strip_thinking
 from rrm_jax.data.jsonl import AppendLog, RowError, decode_row
-from rrm_jax.data.records import Unique, parse_candidates
+from rrm_jax.data.records import Question, Unique, parse_candidates
 from rrm_jax.data.tokenizer import END_THINK, THINK
 from rrm_jax.errors import RrmError
 
@@ -55,6 +56,29 @@ def response_of(text: str, finish_reason: str | None, thinking: bool) -> tuple[s
     if END_THINK not in text and (thinking or text.lstrip().startswith(THINK)):
         return "", UNFINISHED
     return strip_thinking(text).strip(), CUT_OFF if finish_reason == "length" else None
+
+
+def gather(
+    questions: Mapping[str, Question], sources: Sequence[Source], left_out: Counter[str]
+) -> Iterator[tuple[Question, list[str]]]:
+    """Each question with its finished responses, of one source after the other; the others are counted by reason.
+
+    Holds no text but of one question.
+    """
+    found: dict[str, list[tuple[Source, Sample]]] = defaultdict(list)
+    for source in sources:
+        for sample, _ in source.samples():
+            if sample.question in questions:
+                found[sample.question].append((source, sample))
+    for question in questions.values():
+        responses = []
+        for source, sample in found.get(question.id, ()):
+            response, unusable = source.response(source.text(sample), sample.finish_reason)
+            if unusable or not response:
+                left_out[unusable or "empty"] += 1
+            else:
+                responses.append(response)
+        yield question, responses
 
 
 class SampleLog:

@@ -161,6 +161,27 @@ def test_killed_anywhere_it_ends_up_the_same(synthesize, tmp_path: Path):
     assert (made, (tmp_path / "out.jsonl").read_bytes(), result.stdout) == ({}, expected, report)
 
 
+def test_unverified_samples_are_candidates_for_a_judge(synthesize, models: Path, tmp_path: Path):
+    write(tmp_path / "questions.jsonl", [{"id": f"q{at}", "query": f"{at} + {at}?"} for at in range(12)])
+    result, made = synthesize("--unverified")
+    assert result.exit_code == 0, result.output
+    requests = made["small"].requests
+    tokenizer = Tokenizer.load(models / "small")
+    assert tokenizer.decode(requests[0].prompt_ids) == "<|begin|><|user|>0 + 0?<|assistant|><think>\n"
+    expected, cut = {}, 0
+    for at in range(12):
+        group = sorted((r for r in requests if r.id == f"q{at}"), key=lambda request: request.sample)
+        texts = [sums(f"{at} + {at}", request) for request in group]
+        expected[f"q{at}"] = [text.partition("</think>")[2] for text in texts if "</think>" in text]
+        cut += sum("</think>" not in text for text in texts)
+    rows = read(tmp_path / "out.jsonl")
+    assert {row["id"]: row["responses"] for row in rows} == {q: texts for q, texts in expected.items() if texts}
+    assert cut > 0
+    assert f"responses left out, unfinished thinking: {cut}" in result.stdout
+    refused, _ = synthesize("--unverified", "--verifier", "math")
+    assert "leave out --verifier" in str(refused.exception)
+
+
 def test_generators_and_samples_are_added_later(synthesize, tmp_path: Path):
     synthesize(names=("small", "large"), given=("--questions", "questions.jsonl", "--samples", "5"))
     together = (tmp_path / "out.jsonl").read_bytes()

@@ -229,10 +229,11 @@ from rrm_jax.data.pairs import open_pairs
 from rrm_jax.data.stream import PairStream
 from rrm_jax.data.workers import in_order
 def main():
-    with in_order(PairStream(open_pairs(sys.argv[1], print), 1).__getitem__, int(sys.argv[4]), int(sys.argv[2])) as items:
+    start, kill, workers = map(int, sys.argv[2:])
+    with in_order(PairStream(open_pairs(sys.argv[1], print), 1).__getitem__, workers, start) as items:
         for at, pair in zip(range(20), items):
             print(pair.id, pair.label, flush=True)
-            if at == int(sys.argv[3]):
+            if at == kill:
                 os.kill(os.getpid(), signal.SIGKILL)
 if __name__ == "__main__":
     main()

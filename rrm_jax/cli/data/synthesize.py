@@ -41,6 +41,14 @@ class _Inputs:
             show_default=False,
         ),
     ] = None
+    unverified: Annotated[
+        bool,
+        typer.Option(
+            "--unverified",
+            help="Write candidates instead of pairs: each question with all of its finished responses, for rrm data "
+            "label. Answers are neither needed nor looked at.",
+        ),
+    ] = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +85,13 @@ class _Drawing:
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6
     top_p: Annotated[float, typer.Option(max=1.0, help="In (0, 1]: draw from the most probable tokens.")] = 1.0
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest thinking and answer, in tokens.")] = 8192
-    instruction: Annotated[str, typer.Option(help="A line after the question; may be empty.")] = _INSTRUCTION
+    instruction: Annotated[
+        str | None,
+        typer.Option(
+            help="A line after the question; may be empty.",
+            show_default=f"{_INSTRUCTION} With --unverified none.",
+        ),
+    ] = None
     thinking: Annotated[
         Literal["auto", "required", "none"],
         typer.Option(
@@ -109,13 +123,17 @@ def command(
     all that is there. A server that stays away ends the job with an error (exit code 2). With --candidates alone, no
     model runs. Malformed rows are reported and passed over (exit code 1).
 
+    With --unverified OUT has candidates, for a judge to label, and there is no report.
+
     \b
     Example:
       rrm data synthesize --questions questions.jsonl --model checkpoints/r1-1.5b --model checkpoints/r1-7b \\
         --out pairs.jsonl --samples 4
       rrm data synthesize --candidates answers.jsonl --out pairs.jsonl
+      rrm data synthesize --questions data/prompts --model checkpoints/r1-1.5b --unverified --samples 2 \\
+        --out candidates.jsonl
     """
-    from rrm_jax.cli.loading import Progress, warn
+    from rrm_jax.cli.loading import Progress
     from rrm_jax.data.samples import CandidateFile, LoggedSamples
     from rrm_jax.data.synthesis import GIVEN, Synthesis, mark_samples
     from rrm_jax.errors import RrmError
@@ -127,11 +145,15 @@ def command(
         raise RrmError("--model answers --questions; name them")
     if verifying.verifier == GIVEN and (models.model or not given.candidates):
         raise RrmError("--verifier given believes the `correct` of --candidates; a model's samples have none")
+    if given.unverified and verifying.verifier != "auto":
+        raise RrmError("--unverified looks at no answer; leave out --verifier")
+    if drawing.instruction is None:
+        drawing = dataclasses.replace(drawing, instruction="" if given.unverified else _INSTRUCTION)
     pool = open_pool(verifying, checked=verifying.verifier != GIVEN)
     directory, run = out.with_name(out.name + ".samples"), out.with_name(out.name + ".run.json")
     _refuse_to_overwrite(out, run, given)
     questions, skipped = _read(given, verifying.verifier, strict)
-    settings = _settings(drawing, verifying)
+    settings = _settings(drawing, verifying) | ({"unverified": True} if given.unverified else {})
     inputs: dict[str, str | Path] = {f"candidates {at}": path for at, path in enumerate(given.candidates or ())}
     if given.questions is not None:
         inputs["questions"] = fingerprinted(given.questions)
@@ -142,6 +164,10 @@ def command(
         accept = _question_of(questions, given, verifying.verifier)
         files = [CandidateFile(path, drawing.thinking == "required", accept) for path in given.candidates or ()]
         sources: Sequence[Source] = [*logs, *files]
+        if given.unverified:
+            _write_candidates(out, questions, sources)
+            _end(skipped)
+            return
         synthesis = Synthesis(questions, sources, drawing.seed)
         with Progress("verifying") as progress:
             for one in mark_samples(questions, sources, verifying.verifier, pool):
@@ -149,6 +175,12 @@ def command(
                 progress.advance()
         _write(out, synthesis)
     print("\n".join(synthesis.lines()))
+    _end(skipped)
+
+
+def _end(skipped: int) -> None:
+    from rrm_jax.cli.loading import warn
+
     if skipped:
         warn(f"{skipped} row(s) were skipped")
         raise typer.Exit(1)
@@ -333,3 +365,25 @@ def _write(out: Path, synthesis: "Synthesis") -> None:
     write_rows(out, rows)
     report = json.dumps(synthesis.report(), ensure_ascii=False, indent=2)
     write_whole(out.with_name(out.name + ".report.json"), report + "\n")
+
+
+def _write_candidates(out: Path, questions: "Mapping[str, Question]", sources: "Sequence[Source]") -> None:
+    from collections import Counter
+
+    from rrm_jax.cli.data.verify import write_rows
+    from rrm_jax.data.samples import gather
+
+    counts: Counter[int] = Counter()
+    left_out: Counter[str] = Counter()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for question, responses in gather(questions, sources, left_out):
+            counts[len(responses)] += 1
+            if responses:
+                source = {"source": question.source} if question.source else {}
+                yield {"id": question.id, **source, "query": question.query, "responses": responses}
+
+    write_rows(out, rows())
+    lines = [f"questions with {size} responses: {count}" for size, count in sorted(counts.items())]
+    lines += [f"responses left out, {why}: {count}" for why, count in left_out.most_common()]
+    print("\n".join(lines))
