@@ -61,19 +61,20 @@ def response_of(text: str, finish_reason: str | None, thinking: bool) -> tuple[s
 def gather(
     questions: Mapping[str, Question], sources: Sequence[Source], left_out: Counter[str]
 ) -> Iterator[tuple[Question, list[str]]]:
-    """Each question with its finished responses, of one source after the other; the others are counted by reason.
+    """Each question with its finished responses, by source and number; the others are counted by reason.
 
     Holds no text but of one question.
     """
-    found: dict[str, list[tuple[Source, Sample]]] = defaultdict(list)
-    for source in sources:
+    found: dict[str, list[tuple[int, Sample]]] = defaultdict(list)
+    for at, source in enumerate(sources):
         for sample, _ in source.samples():
             if sample.question in questions:
-                found[sample.question].append((source, sample))
+                found[sample.question].append((at, sample))
     for question in questions.values():
         responses = []
-        for source, sample in found.get(question.id, ()):
-            response, unusable = source.response(source.text(sample), sample.finish_reason)
+        # Samples are logged as they come, in whatever order.
+        for at, sample in sorted(found.get(question.id, ()), key=lambda one: (one[0], one[1].number)):
+            response, unusable = sources[at].response(sources[at].text(sample), sample.finish_reason)
             if unusable or not response:
                 left_out[unusable or "empty"] += 1
             else:
