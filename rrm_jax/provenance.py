@@ -98,11 +98,12 @@ def check_config(path: str | Path, config: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def pinned(
-    path: str | Path, *, config: dict[str, Any], seed: int | None, inputs: dict[str, str | Path]
+    path: str | Path, *, config: dict[str, Any], seed: int | None, inputs: dict[str, str | Path], anew: bool = False
 ) -> Iterator[None]:
     """Pins an output to its config: `provenance` is written to `path`, which stands beside it, and locked meanwhile.
 
     Raises RrmError where `path` is of a run with another config (naming what differs), or of one that is under way.
+    `anew`: of a job that keeps nothing of a run that was broken off, so that another config is no matter.
     """
     path = Path(path)
     try:
@@ -117,7 +118,8 @@ def pinned(
             raise RrmError(f"{path} is being written by another run; wait for it, or choose another output") from None
         except OSError:
             pass  # not every file system has locks
-        check_config(path, config)
+        if not anew:
+            check_config(path, config)
         facts = provenance(config, seed, inputs)
         try:
             file.write(json.dumps(facts, indent=2, default=str) + "\n")

@@ -1,5 +1,6 @@
 """Files of rows for others to read: JSON lines, a JSON list or Parquet, by the name's ending."""
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -40,7 +41,8 @@ def write_rows(path: Path, rows: Iterable[Row], columns: dict[str, Type]) -> int
     except OSError as error:
         raise RrmError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
     return counted.count
 
 

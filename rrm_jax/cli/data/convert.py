@@ -108,7 +108,7 @@ def command(
     config: dict[str, Any] = {"from": source.name, "to": to, **dataclasses.asdict(rows)}
     listed, run = (out.with_name(out.name + end) for end in (".skipped.jsonl", ".run.json"))
     with (
-        pinned(run, config=config, seed=None, inputs={**source.files}),
+        pinned(run, config=config, seed=None, inputs={**source.files}, anew=True),
         SkippedRows(listed, strict) as log,
         Progress("converting", source.count()) as progress,
     ):

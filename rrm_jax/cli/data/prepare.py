@@ -112,7 +112,7 @@ def command(
     preparation = Preparation(source, snapshot, prompts)
     config, inputs = _facts(source, snapshot, choice)
     run = out.with_name(f"{out.name}.run.json")
-    with pinned(run, config=config, seed=config["seed"], inputs=inputs):
+    with pinned(run, config=config, seed=config["seed"], inputs=inputs, anew=True):
         preparation.part, preparation.limit = _part(preparation, choice, config["seed"]), choice.limit
         listed = out.with_name(f"{out.name}.skipped.jsonl")
         with SkippedRows(listed, strict) as log, Progress("preparing", snapshot.count()) as progress:
