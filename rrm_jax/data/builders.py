@@ -14,11 +14,13 @@ def builder_of(source: Source) -> type[RecordsBuilder]:
         (RecordsBuilder,),
         {
             "__doc__": RecordsBuilder.__doc__,
+            "__module__": __name__,
             "DESCRIPTION": f"{source.kind.capitalize()} of {source.hub or 'a file'} {source.revision}".strip(),
             "HOMEPAGE": f"https://huggingface.co/datasets/{source.hub}" if source.hub else "",
             "CITATION": source.citation,
             "LICENCE": source.licence,
         },
+        skip_registration=True,  # else tfds refuses to have the name twice in a process
     )
 
 
