@@ -165,9 +165,7 @@ class Conversion:
                     tally.written += 1
                     tally.transcripts += "turns" in rest
                     tally.left_out.update(
-                        key
-                        for key, value in rest.items()
-                        if value is not None and (not isinstance(made, dict) or made.get(key) != value)
+                        key for key, value in rest.items() if not isinstance(made, dict) or made.get(key) != value
                     )
                     yield made
             except RowError as error:
@@ -184,7 +182,8 @@ class Conversion:
         else:
             record, kept = self.source.format.read(row)
             given = self.source.format.id_of(row)
-            rest = {key: value for key, value in row.items() if key not in self.source.format.held} | kept
+            held = self.source.format.held
+            rest = {key: value for key, value in row.items() if key not in held and value is not None} | kept
         if self.source.name == "pandalm" and isinstance(record, Pair) and not (record.label or self.keep_ties):
             raise Unusable("tie of the annotators")
         if given is None or self.new_ids:

@@ -157,7 +157,7 @@ def _write_rewardbench2(record: Candidates, rest: Row) -> Row:
     return {
         "id": record.id, "prompt": record.query, "chosen": sides[0], "rejected": sides[1],
         "num_correct": len(sides[0]), "num_incorrect": len(sides[1]), "total_completions": len(record.responses),
-        "models": models if known else [], "subset": record.source, "correct": list(record.correct),
+        "models": models if known else None, "subset": record.source, "correct": list(record.correct),
         "answers": None if record.answers is None else list(record.answers),
     }  # fmt: skip
 
