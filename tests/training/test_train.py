@@ -125,8 +125,11 @@ def _strip(row: dict) -> dict:
 
 
 def test_a_killed_run_resumes_bit_for_bit(home, run):
-    """kill −9 in the middle, then --resume: parameters and metrics equal those of the undisturbed run."""
-    config = settings(home, "killed")
+    """kill −9 in the middle, then --resume: parameters and metrics equal those of the undisturbed run.
+
+    Its prompts are tokenised by another process, and, once resumed, read from a cache.
+    """
+    config = settings(home, "killed", data__workers=1)
     path = home / "killed.json"
     path.write_text(json.dumps(config), encoding="utf-8")
     code = (
@@ -145,7 +148,9 @@ def test_a_killed_run_resumes_bit_for_bit(home, run):
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    train(TrainConfig.model_validate(config), True, _quiet)
+    cached = settings(home, "killed", data__token_cache=str(home / "tokens"))
+    train(TrainConfig.model_validate(cached), True, _quiet)
+    assert len([*(home / "tokens").iterdir()]) == 1
     expected, found = _params(run), _params(home / "killed")
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
