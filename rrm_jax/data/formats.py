@@ -6,7 +6,6 @@ the files of LLMBar and PandaLM. What a record holds and such a row does not, st
 that writing a record and reading the row gives the record again. Rows without these columns are read as well.
 """
 
-import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +17,6 @@ from rrm_jax.data.overview import PARSERS, kind_of
 from rrm_jax.data.prepared import Kind, Record
 from rrm_jax.data.records import Candidates, Pair, checked_text, id_field, parse_candidates, text_field, to_row
 from rrm_jax.data.sources.base import Unusable
-from rrm_jax.errors import RrmError
 
 Row = dict[str, Any]
 Type = Literal["text", "int", "texts", "bools", "messages"]
@@ -268,10 +266,15 @@ def detect(columns: Sequence[str], row: Row) -> Format:
     for name in ("llmbar", "pandalm"):
         if {*FORMATS[name].needed} <= {*columns}:
             return FORMATS[name]
-    with contextlib.suppress(RowError):
+    if {"digest", "settings"} <= {*columns} or {"key", "verdict"} <= {*columns}:
+        raise RowError("this is a verdict store; --from verdicts, to prepared data")
+    try:
         kind = kind_of(dict.fromkeys(columns))
-        if kind == "judged":
-            raise RrmError("these are judgments, no preference data; rrm judge writes them, rrm data show shows them")
+    except RowError:
+        kind = None
+    if kind == "judged":
+        raise RowError("these are judgments, no preference data; rrm judge writes them, rrm data show shows them")
+    if kind is not None:
         return own_format(kind)
     expected = "".join(f"\n    {made.name}: {', '.join(made.needed)}" for made in FORMATS.values())
     raise RowError(

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rrm_jax.data.jsonl import encode_row
-from rrm_jax.data.records import Candidates, Pair, Question
+from rrm_jax.data.records import Candidates, Pair, Question, Vote
 from rrm_jax.errors import RrmError
 
 Kind = Literal["pairs", "questions", "candidates"]
 Record = Pair | Question | Candidates
 RECORDS: dict[str, type] = {"pairs": Pair, "questions": Question, "candidates": Candidates}
+VERDICTS = "verdicts"
+"""A fourth kind, of votes. Their settings are among the facts; `judging/prepared_store.py` writes and reads them."""
 FACTS = "prepared.json"
 _FORMAT = 1
 
@@ -35,9 +37,9 @@ def is_prepared(path: Path) -> bool:
 def write_prepared(
     out: Path,
     builder: type,
-    rows: Iterable[Record],
+    rows: Iterable[Record | Vote],
     *,
-    kind: Kind,
+    kind: Kind | Literal["verdicts"],
     facts: dict[str, Any],
     progress: Callable[[], None] = lambda: None,
 ) -> int:
@@ -95,13 +97,16 @@ def open_prepared(directory: Path) -> "Prepared":
 class Prepared(Sequence):
     """Records by number, read when they are asked for. Can be sent to other processes: each opens the files itself.
 
-    `kind` says which records, `unlabelled` how many pairs have no label; `fingerprint` is a SHA-256 of all of them, and
-    `facts` where they are from.
+    With `verdicts` it must hold votes, without it anything but. `kind` says which records, `unlabelled` how many pairs
+    have no label; `fingerprint` is a SHA-256 of all of them, and `facts` where they are from.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, verdicts: bool = False):
         self.directory = Path(directory)
         about = _read_facts(self.directory)
+        if (about["kind"] == VERDICTS) != verdicts:
+            what = "verdicts; rrm data convert makes a verdict store of them" if not verdicts else about["kind"]
+            raise RrmError(f"{directory} holds {what}")
         self.kind: Kind = about["kind"]
         self.fingerprint: str = about["sha256"]
         self.facts: dict[str, Any] = about["from"]
@@ -139,10 +144,10 @@ class Prepared(Sequence):
 def _read_facts(directory: Path) -> dict[str, Any]:
     try:
         about = json.loads((directory / FACTS).read_text(encoding="utf-8"))
-        if about["format"] != _FORMAT or about["kind"] not in RECORDS:
+        if about["format"] != _FORMAT or about["kind"] not in (*RECORDS, VERDICTS):
             raise RrmError(f"{directory / FACTS} is of another version; prepare the data set again")
         about["files"].items(), about["records"], about["unlabelled"], about["sha256"], about["from"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise RrmError(
             f"{directory} is no prepared data set: it has no {FACTS}; `rrm data prepare` makes one"
         ) from None
@@ -157,12 +162,17 @@ def _open_source(directory: Path) -> Any:
     return tfds.builder_from_directory(str(directory)).as_data_source(split="train")
 
 
-def to_features(record: Record, kind: Kind) -> dict[str, Any]:
+def to_features(record: Record | Vote, kind: str) -> dict[str, Any]:
     """What tfds stores of a record: 0 for an unknown label, empty lists and flags for what is not known."""
-    if not isinstance(record, RECORDS[kind]):
+    if not isinstance(record, Vote if kind == VERDICTS else RECORDS[kind]):
         raise TypeError(f"a {type(record).__name__} among {kind}")
     row = dataclasses.asdict(record)
-    if isinstance(record, Pair):
+    if isinstance(record, Vote):
+        row |= {"verdict": record.verdict or 0, "has_asked": record.texts is not None}
+        row |= {"texts": record.texts or "", "vote": record.vote or 0, "query": record.query or ""}
+        # As text: tfds stores floats in 32 bits.
+        row |= {"probability": json.dumps(record.probability), "shown": [*(record.shown or ())]}
+    elif isinstance(record, Pair):
         row["label"] = record.label or 0
     elif isinstance(record, Question):
         row |= {"answer": record.answer or "", "has_answer": record.answer is not None}
@@ -176,7 +186,7 @@ def to_features(record: Record, kind: Kind) -> dict[str, Any]:
     return row
 
 
-def from_features(row: dict[str, Any], kind: Kind) -> Record:
+def from_features(row: dict[str, Any], kind: str) -> Record | Vote:
     """The record again."""
 
     def text(key: str) -> str:
@@ -188,6 +198,16 @@ def from_features(row: dict[str, Any], kind: Kind) -> Record:
     if kind == "questions":
         answer = text("answer") if row["has_answer"] else None
         return Question(text("id"), text("query"), answer, text("source"), text("verifier"))
+    if kind == VERDICTS:
+        asked: dict[str, Any] = {}
+        if row["has_asked"]:
+            first, second = (digest.decode() for digest in row["shown"])
+            asked = {"texts": text("texts"), "vote": int(row["vote"]), "query": text("query"), "shown": (first, second)}
+        return Vote(
+            text("key"), text("settings"), int(row["verdict"]) or None, text("text"), int(row["tokens"]),
+            text("finish_reason"), bool(row["truncated_input"]), bool(row["forced"]), json.loads(text("probability")),
+            **asked,
+        )  # fmt: skip
     correct = tuple(bool(value) for value in row["correct"]) or None
     known = zip(row["answers"], row["has_answers"], strict=True)
     answers = tuple(answer.decode("utf-8") if there else None for answer, there in known) or None

@@ -21,6 +21,11 @@ _FEATURES: dict[str, dict[str, Any]] = {
         "id": _TEXT, "source": _TEXT, "query": _TEXT, "responses": [_TEXT], "correct": [np.bool_], "answers": [_TEXT],
         "has_answers": [np.bool_],
     },
+    "verdicts": {
+        "key": _TEXT, "settings": _TEXT, "verdict": np.int64, "text": _TEXT, "tokens": np.int64,
+        "finish_reason": _TEXT, "truncated_input": np.bool_, "forced": np.bool_, "probability": _TEXT,
+        "has_asked": np.bool_, "texts": _TEXT, "vote": np.int64, "query": _TEXT, "shown": [_TEXT],
+    },
 }  # fmt: skip
 
 

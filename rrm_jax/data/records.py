@@ -17,7 +17,8 @@ judgments     `rrm judge` writes one a pair: id, winner (1, 2 or null), probabil
               ("stop" or "length"), truncated_input, forced, probability}. `judging/judge.py`: Judgment.to_row
 votes         the log beside it, and any verdict store, one a completion: key, settings, texts, vote, query, shown
               (digests of what was shown, and the vote's number), then a vote's fields as above but for order. Before
-              the first vote of a judge stands {digest, settings}, what its votes depend on. `judging/store.py`
+              the first vote of a judge stands {digest, settings}, what its votes depend on. `judging/store.py`;
+              `rrm data convert` makes ArrayRecord files of a store, and a store of them
 """
 
 import dataclasses
@@ -60,6 +61,26 @@ class Question:
     answer: str | None = None
     source: str = ""
     verifier: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Vote:
+    """A row of a verdict store: what a judge wrote, and of what. `judging/store.py` says what the fields are; rows of
+    its earlier versions lack the last four."""
+
+    key: str
+    settings: str
+    verdict: int | None
+    text: str
+    tokens: int
+    finish_reason: str
+    truncated_input: bool
+    forced: bool = False
+    probability: float | None = None
+    texts: str | None = None
+    vote: int | None = None
+    query: str | None = None
+    shown: tuple[str, str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from rrm_jax.data.conversions import Conversion
 from rrm_jax.data.prepared import open_prepared
 from rrm_jax.data.records import Pair, to_row
 from rrm_jax.errors import RrmError
+from rrm_jax.judging.store import Asked, StoredVote, VoteLog, VoteRecord, digest
 
 PAIRS = [Pair(f"p{at}", f"q {at}\u2028é", "\0a", "<|im_end|>", 1 + at % 2, "s") for at in range(6)]
 
@@ -174,13 +175,50 @@ def test_the_examples_of_the_help_run(tmp_path: Path, monkeypatch):
     (tmp_path / "reward-bench-2" / "data").mkdir(parents=True)
     best = {"id": "1", "prompt": "q", "chosen": ["a"], "rejected": ["b", "c"], "subset": "Math", "models": ["m"] * 3}
     write(tmp_path / "reward-bench-2" / "data" / "test.jsonl", [best])
+    with VoteLog(tmp_path / "out.jsonl.votes.jsonl") as log:
+        asked = Asked(log.declare({"model": "m"}), digest("texts"), 0, digest("q"), (digest("a"), digest("b")))
+        log.put(asked, VoteRecord(1, "a", 1, "stop", False))
     _, examples = command.__doc__.split("Example:\n")
     lines = [shlex.split(line)[3:] for line in examples.strip().splitlines()]
-    assert len(lines) == 3
+    assert len(lines) == 4
     for line in lines:
         assert convert(*line).exit_code == 0
     assert [row["source"] for row in read(tmp_path / "llmbar.jsonl")] == ["llmbar-natural"]
     assert [row["id"] for row in read(tmp_path / "rewardbench2_pairs.jsonl")] == ["1/1-2", "1/1-3"]
+
+
+def test_a_verdict_store_there_and_back(tmp_path: Path):
+    """Of two judges, with a row of an earlier version, invalid and truncated votes, and floats that need 64 bits."""
+    store, records = tmp_path / "votes.jsonl", [
+        VoteRecord(1, "one \u2028é\0", 3, "stop", False, probability=0.1),
+        VoteRecord(2, "two", 4, "stop", True, forced=True),
+        VoteRecord(None, "", 5, "length", False, probability=1e-300),
+    ]  # fmt: skip
+    with VoteLog(store) as log:
+        for seed in (0, 1):
+            name = log.declare({"model": "m", "seed": seed})
+            for at, record in enumerate(records):
+                log.put(Asked(name, digest(["q", at]), at, digest("q"), (digest(at), digest(-at))), record)
+        log.add(StoredVote(digest("old"), name, None, records[0]))
+    there = convert(store, "--from", "verdicts", "--to", "prepared", "--out", tmp_path / "votes")
+    assert (there.exit_code, there.stdout) == (0, "votes written: 7\n")
+    back = convert(tmp_path / "votes", "--to", "verdicts", "--out", tmp_path / "again.jsonl")
+    assert (back.exit_code, back.stdout) == (0, "votes written: 7\n")
+    with VoteLog(store, write=False) as one, VoteLog(tmp_path / "again.jsonl", write=False) as two:
+        assert one.settings == two.settings
+        assert [*one.votes()] == [*two.votes()]
+    import tensorflow_datasets as tfds
+
+    found = tfds.builder_from_directory(str(tmp_path / "votes")).as_data_source("train")
+    assert [int(row["verdict"]) for row in found] == [1, 2, 0, 1, 2, 0, 1]
+    for refusal, words in [
+        (convert(store, "--to", "prepared", "--out", tmp_path / "x"), "this is a verdict store; --from verdicts"),
+        (convert(store, "--from", "verdicts", "--to", "trl", "--out", tmp_path / "x"), "verdicts become prepared data"),
+        (convert(tmp_path / "votes", "--to", "rrm", "--out", tmp_path / "x.jsonl"), "holds verdicts; rrm data convert"),
+        (convert(store, "--to", "verdicts", "--out", tmp_path / "x"), "no prepared data set"),
+    ]:
+        refused(refusal, words)
+    assert not [*tmp_path.glob("x*")]
 
 
 def test_pandalm_as_published(tmp_path: Path, real_data: Path):

@@ -38,7 +38,7 @@ class _Rows:
 def command(
     path: Annotated[Path, typer.Argument(metavar="IN", help="A file, a directory of files, or prepared data.")],
     to: Annotated[
-        Literal["rrm", "prepared", "trl", "trl-messages", "rewardbench", "rewardbench2", "llmbar"],
+        Literal["rrm", "prepared", "trl", "trl-messages", "rewardbench", "rewardbench2", "llmbar", "verdicts"],
         typer.Option("--to", help="The format to write."),
     ],
     out: Annotated[
@@ -50,7 +50,10 @@ def command(
     ],
     rows: _Rows,
     from_: Annotated[
-        Literal["rrm", "prepared", "trl", "trl-messages", "rewardbench", "rewardbench2", "llmbar", "pandalm"] | None,
+        Literal[
+            "rrm", "prepared", "trl", "trl-messages", "rewardbench", "rewardbench2", "llmbar", "pandalm", "verdicts"
+        ]
+        | None,
         typer.Option("--from", help="The format of IN. [default: by its columns]", show_default=False),
     ] = None,
     strict: Strict = False,
@@ -66,6 +69,7 @@ def command(
     rewardbench2  candidates: prompt, chosen and rejected as lists, models, subset, id
     llmbar        input, output_1, output_2, label
     pandalm       instruction, input, response1, response2, annotator1 to 3; read only. The label is the majority's
+    verdicts      a verdict store (OUT.votes.jsonl), only to prepared data, and of such data a store again
 
     IN is JSON lines (also .gz), a JSON list, Parquet, or a directory as the hub or datasets write it. Chosen responses
     become response_1, and come first; `chosen_was` beside them keeps which response it was, so that writing records
@@ -85,6 +89,7 @@ def command(
       rrm data convert pairs.jsonl --to trl --out pairs.parquet
       rrm data convert llmbar-natural.json --to rrm --source llmbar-natural --out llmbar.jsonl
       rrm data convert reward-bench-2 --to rrm --pairs --out rewardbench2_pairs.jsonl
+      rrm data convert out.jsonl.votes.jsonl --from verdicts --to prepared --out votes
     """
     from rrm_jax.cli.data.skipped_rows import SkippedRows
     from rrm_jax.cli.loading import Progress, warn
@@ -96,6 +101,9 @@ def command(
     from rrm_jax.errors import RrmError
     from rrm_jax.provenance import pinned
 
+    if "verdicts" in (from_, to):
+        _convert_verdicts(path, from_, to, out, rows)
+        return
     source = open_input(path, from_, rows.split)
     kind = "pairs" if rows.pairs else source.kind
     target = _target(to, kind, source, rows, out)
@@ -121,6 +129,43 @@ def command(
     print("\n".join(conversion.tally.lines()))
     if conversion.tally.skipped[MALFORMED]:
         warn(f"{conversion.tally.skipped[MALFORMED]} malformed row(s) of {path} were skipped; see {listed}")
+        raise typer.Exit(1)
+
+
+def _convert_verdicts(path: Path, from_: str | None, to: str, out: Path, rows: _Rows) -> None:
+    import contextlib
+
+    from rrm_jax.cli.loading import Progress, warn
+    from rrm_jax.data.prepared import Prepared
+    from rrm_jax.errors import RrmError
+    from rrm_jax.judging.prepared_store import prepare_votes, restore_votes
+    from rrm_jax.judging.store import VoteLog
+    from rrm_jax.provenance import pinned
+
+    store = to == "prepared"  # else it is to be made
+    if not store and (to != "verdicts" or from_ not in (None, "prepared")):
+        raise RrmError("verdicts become prepared data, and prepared verdicts a store again; nothing else")
+    if rows != _Rows():
+        raise RrmError("verdicts are converted as they are; leave the options for rows out")
+    if out.exists():
+        raise RrmError(f"{out} exists; remove it, or choose another --out")
+    config = {"from": "verdicts" if store else "prepared", "to": to}
+    problems: list[str] = []
+    inputs = {path.name: path} if store else {file.name: file for file in sorted(path.glob("*"))}
+    with contextlib.ExitStack() as opened:
+        log = opened.enter_context(VoteLog(path, write=False, report=problems.append)) if store else None
+        progress = Progress("converting", len(Prepared(path, verdicts=True)) if log is None else len(log))
+        run = out.with_name(f"{out.name}.run.json")
+        opened.enter_context(pinned(run, config=config, seed=None, inputs={**inputs}, anew=True))
+        opened.enter_context(progress)
+        if log is None:
+            written = restore_votes(path, out, progress.advance)
+        else:
+            written = prepare_votes(log, out, config, progress.advance)
+    print(f"votes written: {written:,}")
+    for problem in problems:
+        warn(problem)
+    if problems:
         raise typer.Exit(1)
 
 
