@@ -30,6 +30,16 @@ def builder_like(directory: Path) -> type[RecordsBuilder]:
 
     info = tfds.builder_from_directory(str(directory)).info
     licence = info.redistribution_info.license if info.redistribution_info else ""
-    about = {"DESCRIPTION": info.description, "HOMEPAGE": info.homepage, "CITATION": info.citation, "LICENCE": licence}
-    name = "".join(word.capitalize() for word in info.name.split("_"))
-    return type(name, (RecordsBuilder,), {"__doc__": RecordsBuilder.__doc__} | about)
+    return type(
+        "".join(word.capitalize() for word in info.name.split("_")),
+        (RecordsBuilder,),
+        {
+            "__doc__": RecordsBuilder.__doc__,
+            "__module__": __name__,
+            "DESCRIPTION": info.description,
+            "HOMEPAGE": info.homepage,
+            "CITATION": info.citation,
+            "LICENCE": licence,
+        },
+        skip_registration=True,
+    )

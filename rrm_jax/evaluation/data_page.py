@@ -7,7 +7,7 @@ import collections
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -60,6 +60,13 @@ class Tokens:
         return f"cut to fit {most} tokens: {share(self.cut, self.prompts)} of {self.prompts} prompts"
 
 
+class Near(NamedTuple):
+    """How many rows are near duplicates of earlier ones, from which similarity on."""
+
+    threshold: float
+    rows: int
+
+
 @dataclasses.dataclass
 class Part:
     """A file or a prepared data set: what it holds, its tokens where they were counted, and rows to be shown."""
@@ -70,6 +77,7 @@ class Part:
     examples: Sequence[Any] = ()
     weight: float = 1.0
     skipped: int = 0
+    near: Near | None = None
 
 
 def make_console(record: bool = False) -> Console:
@@ -110,6 +118,11 @@ def print_part(console: Console, part: Part, place: Place) -> None:
     console.print(f"rows: {overview.rows}{malformed}")
     for line in overview.lines() if isinstance(overview, Judged) else _facts(overview, place):
         console.print(Text(line))
+    if part.near is not None:
+        console.print(
+            f"near duplicates of an earlier row (similarity {part.near.threshold:g} or more): "
+            f"about {share(part.near.rows, overview.rows)}"
+        )
     if isinstance(overview, Overview) and (len(overview.sources) > 1 or any(overview.sources)):
         console.print(_sources(overview))
 

@@ -159,10 +159,11 @@ def command(
     check_out(rows, out)
     filters, inputs = _filters(*groups)
     near = None if duplicates.near is None else NearDuplicates(duplicates.near, duplicates.seed)
-    names = tuple(name for one in filters for name in one.names) + ((NEAR,) if near else ())
+    names = tuple(name for one in filters for name in one.names) + ((NEAR,) if near is not None else ())
     settings = {key: value for group in groups for key, value in vars(group).items()}
     cleaning, left = Cleaning(rows, filters, near, duplicates.by, _Malformed(strict)), Left(names)
-    with pinned(beside(out)[1], config=settings, seed=duplicates.seed, inputs={"data": rows.facts_file()} | inputs):
+    inputs, anew = {"data": rows.facts_file()} | inputs, not out.exists()
+    with pinned(beside(out)[1], config=settings, seed=duplicates.seed, inputs=inputs, anew=anew):
         before = rows.fingerprint()
         with Progress("reading", len(rows)) as progress:
             cleaning.decide(progress.advance)

@@ -55,6 +55,16 @@ class _Look:
     ] = 4000
     sample: Annotated[int, typer.Option(min=1, help="Rows of each part to count tokens of, drawn by the seed.")] = 5000
     all_: Annotated[bool, typer.Option("--all", help="Count the tokens of all rows.")] = False
+    near: Annotated[
+        float | None,
+        typer.Option(
+            min=0.3,
+            max=0.98,
+            help="Count the rows of each part that share this much of their word 5-grams with an earlier one, such as "
+            "0.8, as rrm data clean would drop them, but by estimate.",
+            show_default=False,
+        ),
+    ] = None
     seed: Annotated[
         int | None,
         typer.Option(
@@ -86,12 +96,12 @@ def command(
 ) -> None:
     """Show what is in data files: counts, labels, lengths, duplicates, examples.
 
-    Pairs, candidates, questions and judgments are told apart by their fields. Shown are counts by source; empty texts,
-    responses that are the same, rows that were there before; labels, and how often a trainer shows the better response
-    first; how often the better response is the longer one; lengths, with --tokenizer in tokens, of whole prompts too,
-    and how many are cut to fit. Examples are then the judge's prompts as their tokens decode: control tokens stand in
-    ⟦ ⟧, which no text of the data can show, what merely spells one is underlined, and characters that a terminal would
-    obey are escaped.
+    Pairs, candidates, questions and judgments are told apart by their fields. Shown are counts by source; empty
+    texts, responses that are the same, rows that were there before, or nearly were (--near); labels, and how often
+    a trainer shows the better response first; how often the better response is the longer one; lengths, with
+    --tokenizer in tokens, of whole prompts too, and how many are cut to fit. Examples are then the judge's prompts
+    as their tokens decode: control tokens stand in ⟦ ⟧, which no text of the data can show, what merely spells one
+    is underlined, and characters that a terminal would obey are escaped.
 
     Thinking in responses is left out, as it is for a judge. Malformed rows are reported and passed over (exit code 1).
 
@@ -198,14 +208,16 @@ def _read(
     import itertools
 
     from rrm_jax.cli.loading import Progress
+    from rrm_jax.data.near_duplicates import NearDuplicates, texts_of
     from rrm_jax.data.overview import Overview, Sample
-    from rrm_jax.evaluation.data_page import Part, Tokens
+    from rrm_jax.evaluation.data_page import Near, Part, Tokens
     from rrm_jax.evaluation.judged_overview import Judged
 
     report = _Malformed(path)
     kind, count, records = _open(path, strict, report)
     overview: Any = Judged() if kind == "judged" else Overview(kind)
     tokens = Tokens(view) if view is not None and kind != "judged" else None
+    near = NearDuplicates(look.near, seed) if look.near is not None and kind != "judged" else None
     sampled = 0 if tokens is None or look.all_ else look.sample
     sample = Sample[Any](max(look.examples, sampled), seed)
     with Progress(f"reading {path}", count if limit is None else min(count, limit)) as progress:
@@ -214,6 +226,8 @@ def _read(
             sample.add(str(record["id"] if isinstance(record, dict) else record.id), record)
             if tokens is not None and look.all_:
                 tokens.add(record)
+            if near is not None:
+                near.add(texts_of(record))
             progress.advance()
     drawn = sample.items()
     if tokens is not None and sampled:
@@ -221,7 +235,8 @@ def _read(
             for record in drawn[:sampled]:
                 tokens.add(record)
                 progress.advance()
-    return Part(str(path), overview, tokens, drawn[: look.examples], weight, report.count)
+    counted = Near(near.threshold, len(near.matches())) if near is not None else None
+    return Part(str(path), overview, tokens, drawn[: look.examples], weight, report.count, counted)
 
 
 class _Malformed:
