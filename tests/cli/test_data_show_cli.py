@@ -92,6 +92,16 @@ def test_a_file_by_hand(letters: Path, tmp_path: Path):
     assert f"the better response first in {shown_first} ({20 * shown_first}.0 %) of 5" in result.stdout
 
 
+def test_near_duplicates_are_counted_on_request(tmp_path: Path):
+    """Of 30 words one more makes 27 five-grams of 26, and both short responses are the same: 28 of 29."""
+    words = " ".join(f"w{at}" for at in range(30))
+    rows = [pair(at, query=query, response_1="a") for at, query in enumerate([words, words + " x", "another", words])]
+    path = write(tmp_path / "pairs.jsonl", rows)
+    expected = "near duplicates of an earlier row (similarity 0.9 or more): about 2 (50.0 %)"
+    assert expected in said(show(path, "--near", 0.9, "--examples", 0))
+    assert "near duplicates" not in show(path, "--examples", 0).stdout
+
+
 def test_whole_prompts_and_what_is_cut(letters: Path, tmp_path: Path):
     """Against the prompts themselves, which the judge's own code makes."""
     rows = [pair(at) for at in (1, 30, 60, 200, 400)]
