@@ -40,7 +40,10 @@ def check_out(rows: RowFile, out: Path) -> None:
     if rows.prepared is None and out.is_dir():
         raise RrmError(f"{out} is a directory; of a JSONL file a file is made")
     results: dict[Path, Callable[[bytes], bytes]] = {out: bytes, dropped: lambda line: _dropped_row(line)[1]}
-    refuse_to_overwrite(results, run, rows.path, lambda: (row.line for row in rows))
+    try:
+        refuse_to_overwrite(results, run, rows.path, lambda: (row.line for row in rows))
+    except RowError as error:
+        raise RrmError(f"{dropped} is another job's: {error}; choose another --out") from None
 
 
 def write_cleaned(rows: RowFile, outcomes: Outcomes, out: Path, settings: dict[str, Any]) -> None:
@@ -88,7 +91,7 @@ def _dropped_row(line: bytes) -> tuple[int, bytes]:
         text = row["line"].encode("utf-8") if "line" in row else base64.b64decode(row["base64"], validate=True)
         return int(row["row"]), text
     except (KeyError, AttributeError, TypeError, ValueError, binascii.Error) as error:
-        raise RowError(f"not a row that rrm data clean has left out ({type(error).__name__} {error})") from None
+        raise RowError(f"a row that rrm data clean did not write ({type(error).__name__} {error})") from None
 
 
 def restore(out: Path, restored: Path, progress: Callable[[], None] = lambda: None) -> int:

@@ -224,7 +224,7 @@ def test_undoing_refuses_what_was_changed(tmp_path: Path):
     dropped.write_bytes(left_out[:-20])
     refused("out.jsonl.dropped.jsonl:5: not JSON")
     dropped.write_bytes(left_out.replace(b'"line"', b'"lines"', 1))
-    refused("out.jsonl.dropped.jsonl:1: not a row that rrm data clean has left out")
+    refused("out.jsonl.dropped.jsonl:1: a row that rrm data clean did not write")
     dropped.unlink()
     refused("is missing; what was left out")
     dropped.write_bytes(left_out)
@@ -243,6 +243,11 @@ def test_what_another_job_wrote_is_not_overwritten(tmp_path: Path):
     fewer = write(tmp_path / "fewer.jsonl", LINES[:5])
     assert "that are not in" in str(clean("--data", fewer, "--out", out, "--exact").exception)
     assert "would be written to" in str(clean("--data", data, "--out", data).exception)
+    dropped = tmp_path / "out.jsonl.dropped.jsonl"
+    left_out = dropped.read_bytes()
+    dropped.write_text(line(1) + "\n", encoding="utf-8")  # as rrm data filter has it
+    assert "dropped.jsonl is another job's" in str(clean("--data", data, "--out", out, "--exact").exception)
+    dropped.write_bytes(left_out)
     (tmp_path / "out.jsonl.run.json").unlink()
     assert "is not this job's" in str(clean("--data", data, "--out", out, "--exact").exception)
     assert out.read_bytes() == kept

@@ -114,10 +114,11 @@ def command(
 ) -> None:
     """Drop duplicates, benchmarks' prompts, rows too long or too short, other languages; undo it.
 
-    Each filter is switched on by its option; only rows with an empty text, twice the same response or an id used before
-    are dropped by default. A row is counted under the first reason that holds, in this order: problems, tokens,
-    language, contamination, exact duplicates, near ones; of duplicates the first row stays. How many rows each removed
-    is printed, of each source too where rows have `source`. Thinking in responses counts for nothing.
+    Each filter is switched on by its option; only rows with an empty text, twice the same response or an id used
+    before are dropped by default. A row is counted under the first reason that holds, in this order: empty or
+    identical texts, tokens, language, contamination, exact duplicates, repeated ids, near duplicates; of duplicates
+    the first row stays. How many rows each removed is printed, of each source too where rows have `source`.
+    Thinking in responses counts for nothing.
 
     Rows that stay go to OUT as they stand in DATA, byte for byte and in their order. Each other one is in
     OUT.dropped.jsonl with its number, the reason, and what it is like; blank and malformed lines as well. --undo makes
