@@ -42,7 +42,7 @@ def test_from_answers_to_token_ids(real_data: Path, tmp_path: Path):
     assert f"questions kept: {mixed} of {ROWS}" in said
     llmbar = real_data / "llmbar" / "llmbar-natural.json"
     rrm("data", "convert", llmbar, "--to", "prepared", "--source", "llmbar", "--out", tmp_path / "llmbar")
-    panda = real_data / "pandalm" / "testset-v1.json"  # six of its rows have null for a response
+    panda = real_data / "pandalm" / "testset-v1.json"  # in six of its rows a response is true, not text
     rrm("data", "convert", panda, "--to", "rrm", "--out", tmp_path / "panda.jsonl", exit_code=1)
 
     files = [tmp_path / "gsm8k.jsonl", tmp_path / "llmbar", tmp_path / "panda.jsonl"]
