@@ -27,6 +27,8 @@ _PACKAGES = (
     "grain",
     "tensorflow-datasets",
     "array-record",
+    "datasketch",
+    "py3langid",
     "numpy",
 )
 
