@@ -1,0 +1,116 @@
+"""How sure a score is: bootstrap intervals over items, and tests of two judges on the same items.
+
+Axes: I items, R resamples. The item is what is drawn again: a pair, or a query with all its candidates.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rrm_jax.errors import RrmError
+
+RESAMPLES = 2000
+_AT_ONCE = 1 << 22  # draws held in memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """An estimate over `n` items, with the ends of its bootstrap interval; all NaN of no items."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Paired:
+    """Two judges on the same items: the mean of a − b, how often either has the higher credit, and the two-sided `p`
+    of that by the exact sign test, which is McNemar's where credits are right and wrong."""
+
+    difference: Interval
+    a_better: int
+    b_better: int
+    p: float
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray, seed: int = 0, resamples: int = RESAMPLES, level: float = 0.95
+) -> Interval:
+    """The mean of `values` [I] with its percentile interval.
+
+    The items drawn depend on (seed, I) alone: scores of the same items are resampled alike.
+    """
+    values = _numbers(values)
+    return bootstrap_of(lambda draws: values[draws].mean(axis=1), len(values), seed, resamples, level)
+
+
+def bootstrap_of(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    items: int,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+) -> Interval:
+    """The percentile interval of any statistic: of positions of items [R, I] it gives [R] values.
+
+    Its estimate is that of every item once. Resamples in which it is not finite (a ratio over nothing) are left out.
+    """
+    if resamples < 1 or not 0 < level < 1:
+        raise RrmError(f"a bootstrap needs 1 resample at least and a level in (0, 1), not {resamples} and {level}")
+    if items == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    estimate = float(statistic(np.arange(items)[None])[0])
+    rng = _generator(seed, items)
+    rows = max(1, _AT_ONCE // items)
+    found = [
+        statistic(rng.integers(0, items, (min(rows, resamples - start), items))) for start in range(0, resamples, rows)
+    ]
+    drawn = np.concatenate(found)
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return Interval(estimate, math.nan, math.nan, items)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(estimate, float(low), float(high), items)
+
+
+def paired_bootstrap(
+    a: Sequence[float] | np.ndarray,
+    b: Sequence[float] | np.ndarray,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+) -> Paired:
+    """Credits `a` and `b` [I] of the same items, in the same order. RrmError where their numbers differ."""
+    a, b = _numbers(a), _numbers(b)
+    if len(a) != len(b):
+        raise RrmError(f"a paired test needs the same items twice, not {len(a)} and {len(b)}")
+    better, worse = int(np.sum(a > b)), int(np.sum(a < b))
+    return Paired(bootstrap_interval(a - b, seed, resamples, level), better, worse, mcnemar_exact(better, worse))
+
+
+def mcnemar_exact(b: int, c: int) -> float:
+    """McNemar's exact two-sided p: of `b` items that only the one has right and `c` that only the other has right,
+    each is a fair coin if both are equally good."""
+    if b < 0 or c < 0:
+        raise RrmError(f"McNemar's test counts items, not {b} and {c}")
+    total, term, tail = b + c, 1, 1
+    for k in range(min(b, c)):
+        term = term * (total - k) // (k + 1)
+        tail += term
+    return min(1.0, 2 * tail / 2**total)  # whole numbers to the end: exact for any counts
+
+
+def _numbers(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    array = np.asarray(values, np.float64)
+    if array.ndim != 1 or not np.isfinite(array).all():
+        raise RrmError("a bootstrap needs a list of finite numbers, one an item")
+    return array
+
+
+def _generator(seed: int, items: int) -> np.random.Generator:
+    key = hashlib.blake2b(f"bootstrap {seed} {items}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big")))
