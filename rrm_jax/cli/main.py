@@ -15,6 +15,7 @@ from rrm_jax.cli import (
     rank,
     replay,
     report,
+    study,
     template,
     train,
     verdicts,
@@ -47,6 +48,7 @@ _app.command("generate")(generate.command)
 _app.command("judge")(judge.command)
 _app.command("rank")(rank.command)
 _app.command("replay")(replay.command)
+_app.command("study")(study.command)
 _app.add_typer(data.app, name="data")
 _app.add_typer(verdicts.app, name="verdicts")
 _app.command("template")(template.command)

@@ -1,0 +1,76 @@
+"""What `rrm study` can be told: one YAML file a study; see `configs/studies/`."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rrm_jax.config import Config
+
+Narrow = Literal["auto", "int8", "float8_e4m3fn"]
+
+
+class JudgeConfig(Config):
+    """A judge: its model, where it runs, and how it is asked. Names and defaults are those of `rrm judge`'s options."""
+
+    model: str
+    """A Hugging Face directory, a converted checkpoint, or a training run."""
+    template: str | None = None
+    """A packaged name or a file; without it, what the model was trained with here, or the packaged default."""
+    thinking: bool | None = None
+    """False: the verdict at once. Without it, as the model was trained here, else true."""
+    temperature: float = Field(0.6, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int | None = Field(None, ge=1)
+    max_prompt_tokens: int = Field(4096, ge=1)
+    constrain_verdict: bool = False
+    batch_size: int = Field(32, ge=1)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    cache_dtype: Narrow = "auto"
+    weight_dtype: Narrow = "auto"
+    prompt_lookup: int = Field(0, ge=0)
+    mesh: str = "data=1,fsdp=-1,tensor=1"
+    backend: str | None = None
+    """The address of an OpenAI-compatible server that writes instead of this machine."""
+    backend_model: str | None = None
+    backend_api: Literal["completions", "chat"] = "completions"
+    concurrency: int = Field(64, ge=1)
+    api_key_env: str | None = None
+
+
+class StudyConfig(Config):
+    """Of every study."""
+
+    output: str
+    """Directory for data.json, table.md, figure.png and run.json."""
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+    """Of sampling, of all that is shuffled, and of the bootstrap."""
+    resamples: int = Field(2000, ge=100)
+    """Of the bootstrap, for each 95 % interval."""
+
+
+class JudgingConfig(StudyConfig):
+    """Of studies that judge."""
+
+    judges: dict[str, JudgeConfig] = Field(min_length=1)
+    """By the names that tables and figures show."""
+    verdicts: str | None = None
+    """The store that keeps all votes, which any studies and jobs may share; OUTPUT/votes.jsonl without it."""
+    limit: int | None = Field(None, ge=1)
+    """Use only the first so many rows of the data."""
+
+
+class ReasoningConfig(JudgingConfig):
+    pairs: str
+    """JSONL {id, query, response_1, response_2, label}; each is judged in both orders."""
+    votes: int = Field(1, ge=1)
+    """Samples in each order."""
+    baseline: str
+    """The judge that every other is tested against."""
+
+    @model_validator(mode="after")
+    def _compares(self):
+        if self.baseline not in self.judges:
+            raise ValueError(f"baseline {self.baseline!r} is not one of the judges {', '.join(self.judges)}")
+        if len(self.judges) < 2:
+            raise ValueError("a comparison needs two judges at least")
+        return self
