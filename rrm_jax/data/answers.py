@@ -28,8 +28,11 @@ _WORDY = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|boldsymb
 _SPACING = re.compile(r"\\[!,;:> ]|\\(?:left|right|displaystyle)(?![a-zA-Z])|~")
 _GROUPED = re.compile(r"[-+]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?")
 _NUMBER = re.compile(r"([-+]?)([0-9]*)(?:\.([0-9]*))?")
-_DIGITS = r"(?:\{([0-9]{1,30})\}|([0-9]))"
-_FRACTION = re.compile(rf"([-+]?)(?:\\frac{_DIGITS}{_DIGITS}|([0-9]{{1,30}})/([0-9]{{1,30}}))")
+_LONGEST_NUMBER = 100  # digits: arithmetic on a hostile text must stay cheap
+_DIGITS = rf"(?:\{{([0-9]{{1,{_LONGEST_NUMBER}}})\}}|([0-9]))"
+_FRACTION = re.compile(
+    rf"([-+]?)(?:\\frac{_DIGITS}{_DIGITS}|([0-9]{{1,{_LONGEST_NUMBER}}})/([0-9]{{1,{_LONGEST_NUMBER}}}))"
+)
 _LETTER = re.compile(r"\(?([A-Z])\)?[.:)]?")
 
 
@@ -98,7 +101,7 @@ def _announced(text: str, start: int) -> str | None:
             if inside and not after[:1].isalnum() and not after.startswith((",", "$")):
                 return inside
     rest = _END_OF_SENTENCE.split(rest, maxsplit=1)[0]
-    return rest.strip(" \t*`\"'").rstrip(".,;:*") or None if len(rest) <= LONGEST_ANSWER else None
+    return rest.strip(" \t*`\"'").rstrip(".,;:*").strip() or None if len(rest) <= LONGEST_ANSWER else None
 
 
 def canonical(answer: str) -> str:
@@ -128,7 +131,7 @@ def _reduced(text: str) -> str:
             return text
         whole = whole.lstrip("0") or "0"
         sign = "-" if sign == "-" and (whole, decimals) != ("0", "") else ""
-        if len(whole) + len(decimals) > 30 or not decimals:
+        if len(whole) + len(decimals) > _LONGEST_NUMBER or not decimals:
             return sign + whole + ("." + decimals if decimals else "")
         return str(Fraction(f"{sign}{whole}.{decimals}"))
     if found := _FRACTION.fullmatch(text):
