@@ -11,6 +11,11 @@ from pathlib import Path
 
 import jax
 import pytest
+from hypothesis import settings
+
+# The same examples each time, so that a run's outcome is the code's; `--hypothesis-profile default` draws new ones.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".jax_cache"))
