@@ -7,6 +7,7 @@ import typer
 from rrm_jax.cli import (
     convert,
     data,
+    evaluate,
     export,
     generate,
     inspect,
@@ -46,6 +47,7 @@ _app.command("report")(report.command)
 _app.command("quickstart")(quickstart.command)
 _app.command("generate")(generate.command)
 _app.command("judge")(judge.command)
+_app.command("eval")(evaluate.command)
 _app.command("rank")(rank.command)
 _app.command("replay")(replay.command)
 _app.command("study")(study.command)

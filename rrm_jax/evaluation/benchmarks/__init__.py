@@ -1,0 +1,20 @@
+"""Benchmarks, without the command line: `load`, `judge_items` (or `read_verdict_file`), `score`, `compare`."""
+
+from rrm_jax.evaluation.benchmarks.base import Ballot, Benchmark, Game, Item, Pick, Policy, Verdicts
+from rrm_jax.evaluation.benchmarks.harness import (
+    BENCHMARKS,
+    Loaded,
+    benchmark_of,
+    compare,
+    load,
+    read_verdict_file,
+    score,
+    scores_of_subsets,
+)  # fmt: skip
+from rrm_jax.evaluation.benchmarks.judging import Outcome, judge_items
+from rrm_jax.evaluation.benchmarks.scores import Difference, Score
+
+__all__ = [
+    "BENCHMARKS", "Ballot", "Benchmark", "Difference", "Game", "Item", "Loaded", "Outcome", "Pick", "Policy", "Score",
+    "Verdicts", "benchmark_of", "compare", "judge_items", "load", "read_verdict_file", "score", "scores_of_subsets",
+]  # fmt: skip

@@ -1,0 +1,138 @@
+"""Items to verdicts, by a judge: pairs one by one, candidates by a tournament. What a backend fails on is not judged.
+
+All votes go through the verdict store, so that a job that was killed, or whose backend failed, goes on where it was.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rrm_jax.data.records import Candidates, Pair
+from rrm_jax.errors import RrmError
+from rrm_jax.evaluation.benchmarks.base import Benchmark, Item, Judged
+from rrm_jax.evaluation.benchmarks.best_of_n import pick_of
+from rrm_jax.evaluation.benchmarks.harness import ballots_of, pair_of
+from rrm_jax.judging.judge import Judge, Judgment
+from rrm_jax.judging.store import VoteLog
+
+if TYPE_CHECKING:
+    from rrm_jax.ranking.entry import Entry
+
+_IN_A_ROW = 3  # requests that fail one after the other, before a backend counts as gone
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """`verdicts` of the items that were judged whole; why each other item was not judged, by its id."""
+
+    verdicts: Mapping[str, Judged]
+    not_judged: Mapping[str, str]
+
+
+def judge_items(
+    judge: Judge, benchmark: Benchmark, items: Sequence[Item], log: VoteLog | None = None, *,
+    entry: "Entry | None" = None, invalid: str = "random", seed: int = 0,
+    keep: Callable[[dict[str, Any]], None] = lambda row: None, advance: Callable[[], None] = lambda: None,
+) -> Outcome:  # fmt: skip
+    """What a judge says of the items; votes found in `log` are not drawn again.
+
+    `keep` is given each judged row, as `rrm judge` or `rrm rank` would write it, with the `benchmark`'s name and the
+    `order`; `advance` is called for every comparison. Of best-of-N `entry` says how the best is sought (a knockout,
+    unless given), with `invalid` and `seed` as `run_tournaments` takes them.
+    """
+    if benchmark.kind == "best-of-n":
+        return _pick(judge, benchmark, items, log, entry, invalid, seed, keep, advance)
+    votes: dict[str, Any] = {}
+
+    order = judge.settings["order"]
+
+    def judged(judgment: Judgment) -> None:
+        row = judgment.to_row() | {"benchmark": benchmark.name, "order": order}
+        votes[judgment.pair.id] = ballots_of(row["votes"], order == "both")
+        keep(row)
+        advance()
+
+    failed = _judge_pairs(judge, [pair_of(item, game) for item in items for game in item.games], log, judged)
+    verdicts: dict[str, Judged] = {}
+    not_judged = {}
+    for item in items:
+        names = [item.name_of(game) for game in item.games]
+        if why := next((failed[name] for name in names if name in failed), None):
+            not_judged[item.id] = why
+        else:
+            verdicts[item.id] = tuple(votes[name] for name in names)
+    return Outcome(verdicts, not_judged)
+
+
+def _judge_pairs(
+    judge: Judge, pairs: Sequence[Pair], log: VoteLog | None, use: Callable[[Judgment], None]
+) -> dict[str, str]:
+    """Why pairs were not judged, by id. After a failure the rest is begun again; one that fails by itself is given up,
+    and all that are left when several have done so in a row: then nobody answers any more."""
+    todo = collections.OrderedDict((pair.id, pair) for pair in pairs)
+    failed: dict[str, str] = {}
+
+    def run(some: Sequence[Pair]) -> str | None:
+        try:
+            for judgment in judge.judge(some, log):
+                del todo[judgment.pair.id]
+                use(judgment)
+        except (RrmError, RuntimeError) as error:
+            return str(error)
+        return None
+
+    in_a_row = 0
+    while todo:
+        left = len(todo)
+        why = run(list(todo.values()))
+        if why is None:
+            break
+        if len(todo) < left:
+            continue
+        first = next(iter(todo.values()))
+        why = run([first])
+        if why is None:
+            in_a_row = 0
+            continue
+        failed[first.id] = why
+        del todo[first.id]
+        in_a_row += 1
+        if in_a_row == _IN_A_ROW:
+            failed |= dict.fromkeys(todo, f"the backend was given up: {why}")
+            break
+    return failed
+
+
+def _pick(judge, benchmark, items, log, entry, invalid, seed, keep, advance) -> Outcome:
+    from rrm_jax.evaluation.tournament import comparer
+    from rrm_jax.ranking.entry import parse_entry
+    from rrm_jax.ranking.protocol import Item as Field
+    from rrm_jax.ranking.tournament import run_tournaments
+
+    entry = entry or parse_entry("knockout")
+    rows = {item.id: Candidates(item.id, item.query, item.responses) for item in items}
+    how = {"seed": seed, "rating": entry.rating, "stop": entry.stop, "invalid": invalid}
+
+    def play(some: Sequence[Item]) -> list[Any]:
+        fields = [Field(item.id, len(item.responses)) for item in some]
+        return run_tournaments(fields, entry.strategy, comparer(judge, log, rows, advance), **how)
+
+    ranked, not_judged, in_a_row = [], {}, 0
+    try:
+        ranked = play(items)
+    except (RrmError, RuntimeError):  # a tournament is a function of its item alone, and its votes are kept
+        for item in items:
+            try:
+                if in_a_row < _IN_A_ROW:
+                    ranked += play([item])
+                    in_a_row = 0
+                    continue
+                why = "the backend was given up"
+            except (RrmError, RuntimeError) as error:
+                why, in_a_row = str(error), in_a_row + 1
+            not_judged[item.id] = why
+    results = [dataclasses.asdict(one.result) for one in ranked]
+    for result in results:
+        keep(result | {"benchmark": benchmark.name})
+    return Outcome({result["id"]: pick_of(result) for result in results}, not_judged)

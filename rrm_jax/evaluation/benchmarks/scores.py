@@ -1,0 +1,213 @@
+"""From counts of items to scores with intervals, and the comparison of two runs.
+
+An item is a row of numbers, and a score a function of their sums over the items of some groups. So a bootstrap draws
+items of each group with replacement, and sums again: intervals are right for means, ratios, F1 and weighted means of
+groups alike. Draws belong to (seed, group, number of items): two runs over the same items are drawn alike.
+
+Axes: B bootstrap samples, n items, d numbers an item.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rrm_jax.evaluation.statistics import mcnemar_exact
+from rrm_jax.judging.store import digest
+
+COUNTS = (
+    "votes", "invalid", "no_winner", "cut_off", "truncated_inputs", "tokens", "comparisons", "both_orders",
+    "consistent",
+)  # fmt: skip
+"""Beside every score: votes, of them invalid, cut off at the token limit, and shown cut inputs; tokens; comparisons,
+and those without a winner; votes asked in both orders, and those that name the same response in both."""
+
+Sums = Mapping[str, np.ndarray]
+_CHUNK = 2_000_000  # cells of draws held at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """By group: the items' ids, sorted, what is counted of each [n, d], and the COUNTS of each [n, COUNTS]."""
+
+    ids: Mapping[str, tuple[str, ...]]
+    values: Mapping[str, np.ndarray]
+    counts: Mapping[str, np.ndarray]
+
+    def only(self, ids: frozenset[str]) -> "Table":
+        keep = {group: [at for at, id in enumerate(names) if id in ids] for group, names in self.ids.items()}
+        keep = {group: places for group, places in keep.items() if places}
+        return Table(
+            {group: tuple(self.ids[group][at] for at in places) for group, places in keep.items()},
+            {group: self.values[group][places] for group, places in keep.items()},
+            {group: self.counts[group][places] for group, places in keep.items()},
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A score to be made: `of` takes the sums of each group, [..., d], to the value, [...]. `parts` are shown below."""
+
+    name: str
+    groups: tuple[str, ...]
+    of: Callable[[Sums], np.ndarray]
+    parts: tuple["Node", ...] = ()
+    by_item: bool = False
+    """It is the mean of what the first two numbers of a row say: an item's credit, and 1 where it counts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A value from 0 to 1 (nan: no item counts), its 95 % interval (None: of one published number), `items` it is of,
+    and the sums of their COUNTS."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    items: int
+    counts: Mapping[str, float]
+    parts: tuple["Score", ...] = ()
+
+    def walk(self, depth: int = 0) -> Iterator[tuple[int, "Score"]]:
+        yield depth, self
+        for part in self.parts:
+            yield from part.walk(depth + 1)
+
+    def to_row(self) -> dict[str, Any]:
+        """For JSON, in which there is no nan."""
+        row = dataclasses.asdict(self) | {"value": None if math.isnan(self.value) else self.value}
+        return row | {"parts": [part.to_row() for part in self.parts]}
+
+
+def divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """nan where `below` is 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(below > 0, above / below, np.nan)
+
+
+def ratio(name: str, groups: Sequence[str], above: int = 0, below: int = 1, parts: tuple[Node, ...] = ()) -> Node:
+    """The quotient of two sums over all items of the groups together."""
+
+    def of(sums: Sums) -> np.ndarray:
+        total = sum((sums[group] for group in groups), np.zeros(()))
+        return divide(total[..., above], total[..., below])
+
+    return Node(name, tuple(groups), of, parts, by_item=(above, below) == (0, 1))
+
+
+def mean(name: str, parts: Sequence[Node], weights: Sequence[float] | None = None, show: bool = True) -> Node:
+    """The parts' weighted mean; those without a counted item are left out."""
+    given = np.array([1.0] * len(parts) if weights is None else weights)
+    groups = tuple(dict.fromkeys(group for part in parts for group in part.groups))
+
+    def of(sums: Sums) -> np.ndarray:
+        values = np.stack([part.of(sums) for part in parts], axis=-1)
+        there = ~np.isnan(values)
+        return divide(np.sum(np.where(there, values, 0) * given, axis=-1), np.sum(there * given, axis=-1))
+
+    return Node(name, groups, of, tuple(parts) if show else ())
+
+
+def evaluate(table: Table, nodes: Sequence[Node], samples: int = 2000, seed: int = 0) -> tuple[Score, ...]:
+    """Scores with percentile intervals from `samples` bootstrap samples (0: none)."""
+    drawn = (
+        {group: resampled(group, values, samples, seed) for group, values in table.values.items()} if samples else {}
+    )
+    sums = {group: values.sum(axis=0) for group, values in table.values.items()}
+
+    def score(node: Node) -> Score:
+        counts = sum((table.counts[group].sum(axis=0) for group in node.groups), np.zeros(len(COUNTS)))
+        low = high = None
+        if samples:
+            low, high = interval(node.of(drawn))
+        items = sum(len(table.ids[group]) for group in node.groups)
+        named = dict(zip(COUNTS, counts.tolist(), strict=True))
+        return Score(node.name, float(node.of(sums)), low, high, items, named, tuple(map(score, node.parts)))
+
+    return tuple(map(score, nodes))
+
+
+def interval(values: np.ndarray) -> tuple[float | None, float | None]:
+    """The middle 95 % of [B]."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return None, None
+    low, high = np.quantile(known, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def resampled(group: str, values: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """Sums [B, d] over items of `values` [n, d] drawn with replacement."""
+    count = len(values)
+    drawing = np.random.default_rng(int(digest([seed, "bootstrap", group, count])[:16], 16))
+    parts = []
+    step = max(_CHUNK // count, 1)
+    for start in range(0, samples, step):
+        size = min(step, samples - start)
+        places = drawing.integers(count, size=(size, count)) + np.arange(size)[:, None] * count
+        parts.append(np.bincount(places.ravel(), minlength=size * count).reshape(size, count) @ values)
+    return np.concatenate(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A score of one run minus that of another over the same items: its interval, and the two-sided p-value of the
+    paired bootstrap that there is none. `mcnemar`: the exact test's p-value where every item is right or wrong, after
+    `only_first` and `only_second`, how many items are right in one run alone."""
+
+    name: str
+    first: float
+    second: float
+    low: float | None
+    high: float | None
+    p_value: float | None
+    items: int
+    only_first: int | None = None
+    only_second: int | None = None
+    mcnemar: float | None = None
+
+
+def differences(
+    first: Table, second: Table, tree: Callable[[Table], tuple[Node, ...]], samples: int = 2000, seed: int = 0
+) -> list[Difference]:
+    """Every score's difference, over the items that both runs have. ValueError where they have none together."""
+    ids = [frozenset(id for names in table.ids.values() for id in names) for table in (first, second)]
+    pair = [table.only(ids[0] & ids[1]) for table in (first, second)]
+    if not pair[0].ids:
+        raise ValueError("the two runs have no item in common")
+    if pair[0].ids != pair[1].ids:
+        raise ValueError("the two runs have the same items in different groups")
+    drawn = [{group: resampled(group, table.values[group], samples, seed) for group in table.ids} for table in pair]
+    sums = [{group: table.values[group].sum(axis=0) for group in table.ids} for table in pair]
+    found = []
+
+    def add(node: Node, path: str) -> None:
+        name = f"{path}{node.name}"
+        gap = node.of(drawn[0]) - node.of(drawn[1])
+        low, high = interval(gap)
+        known = gap[~np.isnan(gap)]
+        tail = min(np.sum(known <= 0), np.sum(known >= 0))
+        p_value = float(min(2 * (tail + 1) / (len(known) + 1), 1)) if len(known) else None
+        one, other = (float(node.of(sum_)) for sum_ in sums)
+        items = sum(len(pair[0].ids[group]) for group in node.groups)
+        found.append(Difference(name, one, other, low, high, p_value, items, *_mcnemar(pair, node)))
+        for part in node.parts:
+            add(part, f"{name} / ")
+
+    for node in tree(pair[0]):
+        add(node, "")
+    return found
+
+
+def _mcnemar(pair: Sequence[Table], node: Node) -> tuple[int | None, int | None, float | None]:
+    """Only where every item's credit is 0 or 1."""
+    rows = [np.concatenate([table.values[group][:, :2] for group in node.groups]) for table in pair]
+    if not node.by_item or any(not np.isin(row[:, 0], (0, 1)).all() for row in rows):
+        return None, None, None
+    counted = (rows[0][:, 1] == 1) & (rows[1][:, 1] == 1)
+    right = [row[counted, 0] == 1 for row in rows]
+    only = [int(np.sum(right[0] & ~right[1])), int(np.sum(right[1] & ~right[0]))]
+    return only[0], only[1], mcnemar_exact(*only)
