@@ -71,6 +71,11 @@ def credit(vote: Vote, pair: Pair) -> float:
     return 0.5 if vote.verdict is None else float(vote.verdict == pair.label)
 
 
+def mean_credit(judgment: Judgment) -> float:
+    """Of a pair's single verdicts."""
+    return sum(credit(vote, judgment.pair) for vote in judgment.votes) / len(judgment.votes)
+
+
 def each_vote(judgments: Iterable[Judgment]) -> Iterator[tuple[Vote, Pair]]:
     for judgment in judgments:
         for vote in judgment.votes:

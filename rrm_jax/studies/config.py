@@ -74,3 +74,44 @@ class ReasoningConfig(JudgingConfig):
         if len(self.judges) < 2:
             raise ValueError("a comparison needs two judges at least")
         return self
+
+
+class ScalingConfig(JudgingConfig):
+    pairs: str
+    """JSONL pairs with labels, for voting."""
+    candidates: str
+    """JSONL {id, query, responses, correct}, for tournaments."""
+    votes: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Numbers of votes. Every pair gets the largest; fewer are drawn from these in all ways."""
+    strategies: tuple[str, ...] = (
+        "knockout", "knockout:votes=3", "knockout:votes=5", "random:opponents=1", "random:opponents=2",
+        "random:opponents=4", "swiss:rounds=3", "swiss", "adaptive", "round-robin",
+    )  # fmt: skip
+    """As `rrm replay` takes them."""
+    reference: str = "round-robin"
+    """The strategy that every other is tested against, on the same queries."""
+
+    @model_validator(mode="after")
+    def _counts(self):
+        if not self.votes or min(self.votes) < 1:
+            raise ValueError("votes must name numbers of 1 at least")
+        if self.reference not in self.strategies:
+            raise ValueError(f"reference {self.reference!r} is not one of the strategies {', '.join(self.strategies)}")
+        return self
+
+
+class ThinkingBudgetConfig(JudgingConfig):
+    pairs: str
+    """JSONL pairs with labels; each is judged in both orders."""
+    votes: int = Field(1, ge=1)
+    """Samples in each order."""
+    budgets: tuple[int, ...]
+    """Tokens of thinking after which the verdict is forced."""
+    unbounded: bool = True
+    """Judge without a budget, too."""
+
+    @model_validator(mode="after")
+    def _bounds(self):
+        if not self.budgets or min(self.budgets) < 1 or len(set(self.budgets)) < len(self.budgets):
+            raise ValueError("budgets must be different numbers of 1 at least")
+        return self

@@ -8,7 +8,7 @@ import numpy as np
 
 from rrm_jax.evaluation.statistics import RESAMPLES, Interval, Paired, bootstrap_interval, paired_bootstrap
 from rrm_jax.judging.judge import Judgment
-from rrm_jax.studies.common import Counts, Session, counts_of, credit
+from rrm_jax.studies.common import Counts, Session, counts_of, credit, mean_credit
 from rrm_jax.studies.config import ReasoningConfig
 from rrm_jax.studies.published import REWARDBENCH, SOURCE, rewardbench_rows
 from rrm_jax.studies.report import COLOURS, Report, Table, finish, p_value, percent, points, spread
@@ -44,7 +44,7 @@ def compute(
     judged: Mapping[str, Sequence[Judgment]], baseline: str, seed: int = 0, resamples: int = RESAMPLES
 ) -> Found:
     """`judged` holds each judge's judgments of the same labelled pairs, in the same order, with order "both"."""
-    credits = {name: [_mean_credit(judgment) for judgment in judgments] for name, judgments in judged.items()}
+    credits = {name: [mean_credit(judgment) for judgment in judgments] for name, judgments in judged.items()}
     return Found(
         baseline,
         tuple(_score(name, judgments, credits[name], seed, resamples) for name, judgments in judged.items()),
@@ -54,10 +54,6 @@ def compute(
             if name != baseline
         },
     )
-
-
-def _mean_credit(judgment: Judgment) -> float:
-    return float(np.mean([credit(vote, judgment.pair) for vote in judgment.votes]))
 
 
 def _score(name: str, judgments: Sequence[Judgment], credits: list[float], seed: int, resamples: int) -> Score:

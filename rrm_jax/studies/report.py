@@ -35,7 +35,8 @@ class Table:
 @dataclasses.dataclass(frozen=True)
 class Report:
     """What a study found. `data` holds every number that tables and figure show, and may hold dataclasses; `notes` say
-    how to read it; `draw` fills a figure of `size` inches."""
+    how to read it; `draw` fills a figure of `size` inches. `logs` are further files by name: their
+    rows, as JSON lines."""
 
     title: str
     question: str
@@ -44,11 +45,14 @@ class Report:
     notes: Sequence[str]
     draw: "Callable[[Figure], None]"
     size: tuple[float, float] = (9.0, 3.8)
+    logs: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
 
 
 def write_report(report: Report, output: Path, facts: Mapping[str, Any]) -> str:
-    """Writes the three files to `output`; `facts` come first in data.json. Returns the Markdown."""
+    """Writes the files to `output`; `facts` come first in data.json. Returns the Markdown."""
     text = markdown(report, facts)
+    for name, rows in report.logs.items():
+        write_whole(output / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_whole(output / "data.json", json.dumps(plain({**facts, **report.data}), indent=1, ensure_ascii=False) + "\n")
     write_whole(output / "table.md", text)
     _draw(report, output / "figure.png")

@@ -10,7 +10,7 @@ from rrm_jax.errors import RrmError
 from rrm_jax.judging.store import VoteLog
 from rrm_jax.provenance import pinned
 from rrm_jax.studies import config as configs
-from rrm_jax.studies import reasoning
+from rrm_jax.studies import reasoning, scaling, thinking_budget
 from rrm_jax.studies.common import OpenJudge, Session
 from rrm_jax.studies.report import Report, command_line, write_report
 
@@ -29,6 +29,8 @@ class Study:
 
 STUDIES: dict[str, Study] = {
     "reasoning": Study(configs.ReasoningConfig, reasoning.run, ("pairs",)),
+    "test-time-compute": Study(configs.ScalingConfig, scaling.run, ("pairs", "candidates")),
+    "thinking-budget": Study(configs.ThinkingBudgetConfig, thinking_budget.run, ("pairs",)),
 }
 
 
