@@ -63,6 +63,14 @@ class PickOptions:
     rating: Annotated[str | None, typer.Option(help="Best-of-N: as in rrm rank.", show_default=False)] = None
     budget: Annotated[int | None, typer.Option(min=1, help="Best-of-N: comparisons a query at most.")] = None
     stop: Annotated[str | None, typer.Option(help="Best-of-N: as in rrm rank.", show_default=False)] = None
+    curve: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K,K,…",
+            help="Best-of-N: also the best of the first K candidates, for each K, by tournaments of their own.",
+            show_default=False,
+        ),
+    ] = None
 
 
 @with_options
@@ -181,6 +189,7 @@ class _Job:
         self.loaded, self.policy, self.resamples, self.seed = loaded, policy, resamples, seed
         self.out, self.against = out, against
         self.not_judged: Mapping[str, str] = {}
+        self.curve: Mapping[int, Sequence[Score]] = {}
 
     def path(self, ending: str) -> Path:
         assert self.out is not None
@@ -202,6 +211,8 @@ class _Job:
         lines.append("counted as: " + ", ".join(f"{key} {value}" for key, value in rules.items() if value is not None))
         (first, *_) = scores.values()
         tables = [report.score_rows(first) if len(scores) == 1 else report.judge_rows(scores)]
+        if self.curve:
+            tables.append(report.curve_rows(self.curve))
         compared = self._compare(verdicts)
         tables += [report.difference_rows(compared)] if compared else []
         tables.append(report.published_rows(benchmark))
@@ -216,6 +227,7 @@ class _Job:
             "benchmark": benchmark.name, "policy": rules, "resamples": self.resamples, "notes": self.loaded.notes(),
             "items": len(self.loaded.items), "not_judged": dict(self.not_judged),
             "scores": {judge: [score.to_row() for score in one] for judge, one in scores.items()},
+            "curve": {size: [score.to_row() for score in one] for size, one in self.curve.items()},
             "against": None if self.against is None else str(self.against),
             "differences": [dataclasses.asdict(one) for one in compared],
             "published": [dataclasses.asdict(one) for one in benchmark.published],
@@ -241,7 +253,7 @@ class _Job:
 
 def _score_file(job: _Job, path: Path | None, judge: str | None) -> None:
     from rrm_jax.evaluation.benchmarks import read_verdict_file, score, scores_of_subsets
-    from rrm_jax.evaluation.benchmarks.harness import read_content
+    from rrm_jax.evaluation.benchmarks.verdict_files import read_content
     from rrm_jax.provenance import pinned
 
     benchmark, items = job.loaded.benchmark, job.loaded.items
@@ -282,7 +294,7 @@ def _judge(
     store: Path | None,
 ) -> None:  # fmt: skip
     from rrm_jax.cli.backend import open_generator
-    from rrm_jax.evaluation.benchmarks import judge_items, score
+    from rrm_jax.evaluation.benchmarks import best_of_each, judge_items, score
     from rrm_jax.judging.store import VoteLog
     from rrm_jax.provenance import pinned
 
@@ -291,25 +303,35 @@ def _judge(
     if benchmark.right_first and order == "given":
         warn(f"{benchmark.name} has the better response first in every row: --order given always shows it there")
     entry = _entry(picking) if benchmark.kind == "best-of-n" else None
+    sizes = _sizes(picking.curve, entry)
     total = sum(
-        len(item.games) if entry is None else entry.strategy.most_comparisons(len(item.responses)) for item in items
+        len(item.games)
+        if entry is None
+        else sum(entry.strategy.most_comparisons(n) for n in (len(item.responses), *sizes) if n <= len(item.responses))
+        for item in items
     )
     progress = Progress("comparisons", total)
     judge = open_judge(open_generator(models, progress), judging, order=order)
     rule = {"0.5": "draw"}.get(scoring.invalid or "", "random")
     settings = judge.settings | {"benchmark": benchmark.name}
-    settings |= {} if entry is None else {"ranking": dataclasses.asdict(picking), "invalid": rule}
+    ranking = {key: value for key, value in dataclasses.asdict(picking).items() if key != "curve"}
+    settings |= {} if entry is None else {"ranking": ranking, "invalid": rule}
     log_path = store or job.path(".votes.jsonl")
     with pinned(job.path(".run.json"), config=settings, seed=judging.seed, inputs=job.inputs):
-        with VoteLog(log_path, report=warn) as log, progress, _rows(job.path(".judged.jsonl")) as keep:
-            outcome = judge_items(
-                judge, benchmark, items, log, entry=entry, invalid=rule, seed=judging.seed, keep=keep,
-                advance=progress.advance,
-            )  # fmt: skip
+        playing = {"entry": entry, "invalid": rule, "seed": judging.seed, "advance": progress.advance}
+        with VoteLog(log_path, report=warn) as log, progress:
+            with _rows(job.path(".judged.jsonl")) as keep:
+                outcome = judge_items(judge, benchmark, items, log, keep=keep, **playing)
+            curve = best_of_each(judge, benchmark, items, sizes, log, **playing)
         print(f"{log.written} votes drawn now, {log.found} found in the store")
         job.not_judged = outcome.not_judged
         _check(outcome)
         how = {"samples": job.resamples, "seed": judging.seed}
+        job.curve = {
+            size: score(benchmark, some, picks.verdicts, job.policy, **how)
+            for size, (some, picks) in curve.items()
+            if picks.verdicts
+        }
         job.report({"judge": score(benchmark, items, outcome.verdicts, job.policy, **how)}, outcome.verdicts)
 
 
@@ -317,6 +339,17 @@ def _check(outcome: "Outcome") -> None:
     if not outcome.verdicts:
         why = next(iter(outcome.not_judged.values()), "there are no items")
         raise RrmError(f"nothing was judged: {why}")
+
+
+def _sizes(curve: str | None, entry: "Entry | None") -> list[int]:
+    if curve is None:
+        return []
+    if entry is None:
+        raise RrmError("--curve is of best-of-N alone")
+    parts = curve.split(",")
+    if not all(part.strip().isdigit() and int(part) for part in parts):
+        raise RrmError(f"--curve {curve!r} must be whole numbers from 1, separated by commas")
+    return sorted({int(part) for part in parts})
 
 
 def _entry(picking: PickOptions) -> "Entry":

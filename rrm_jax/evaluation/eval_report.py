@@ -60,6 +60,19 @@ def judge_rows(scores: Mapping[str, Sequence[Score]]) -> Rows:
     return rows
 
 
+def curve_rows(curve: Mapping[int, Sequence[Score]]) -> Rows:
+    """Best-of-K by K, and what picking K took."""
+    names = list(dict.fromkeys(score.name for one in curve.values() for score in one))
+    rows = [["best of the first", *names, "95 % interval", "comparisons", "items"]]
+    for size, one in curve.items():
+        values = {score.name: percent(score.value) for score in one}
+        top = one[0]
+        between = "–" if top.low is None else f"{percent(top.low)} – {percent(top.high)}"
+        counts = [str(int(top.counts["comparisons"])), str(top.items)]
+        rows.append([str(size), *(values.get(name, "–") for name in names), between, *counts])
+    return rows
+
+
 def published_rows(benchmark: Benchmark) -> Rows:
     names = list(dict.fromkeys(name for one in benchmark.published for name in one.scores))
     rows = [["published (not measured here)", *names, "from"]]

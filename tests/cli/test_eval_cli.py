@@ -1,5 +1,7 @@
 """`rrm eval` from the outside: with a fake model, a server that fails, and files of verdicts."""
 
+import functools
+import itertools
 import json
 import string
 from pathlib import Path
@@ -12,8 +14,10 @@ from rrm_jax.cli.main import _app
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
 from rrm_jax.errors import RrmError
+from rrm_jax.sampling.remote import RemoteGenerator
 from rrm_jax.testing import tiny_config, write_hf_checkpoint
 from tests.judging.fake_generator import FakeGenerator, Killed, coin, prefers
+from tests.sampling.stub_server import QUICK, stub_servers, vllm
 
 ROWS = 24
 
@@ -178,6 +182,42 @@ def test_a_backend_that_fails_now_and_then_loses_nothing(run, model, judgebench,
     assert read(tmp_path / "out.json") == unreliable
 
 
+@pytest.fixture
+def serve(monkeypatch):
+    for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    yield from stub_servers()
+
+
+def test_a_server_that_fails_for_a_third_of_calls_gives_the_scores_of_the_engine(
+    run, serve, monkeypatch, model, judgebench, tmp_path
+):
+    """The same verdicts from this machine's devices, from a server, and from the file of either."""
+    monkeypatch.setattr("rrm_jax.sampling.remote.RemoteGenerator", functools.partial(RemoteGenerator, patience=QUICK))
+    tokenizer, calls = Tokenizer.load(model), itertools.count()
+
+    def answer(path, body):
+        if next(calls) % 3 == 2:
+            return 503, {}, b"busy"
+        text = prefers("good")(tokenizer.decode(body["prompt"]), None)
+        return vllm(text, [*tokenizer.encode_control(text), tokenizer.eos_id])
+
+    server = serve(answer)
+    result, _ = run(
+        prefers("good"), "judgebench", "--data", judgebench, "--backend", server.url, "--backend-model", "m"
+    )
+    assert result.exit_code == 0, result.output
+    assert len(server.bodies) > 2 * ROWS
+    there = read(tmp_path / "out.json")
+    file = (tmp_path / "out.judged.jsonl").rename(tmp_path / "there.jsonl")
+    for path in tmp_path.glob("out.*"):
+        path.unlink()
+    run(prefers("good"), "judgebench", "--data", judgebench)
+    assert read(tmp_path / "out.json") == there
+    run(None, "judgebench", "--data", judgebench, "--verdict-file", file, "--out", tmp_path / "again")
+    assert read(tmp_path / "again.json")["scores"] == there["scores"]
+
+
 def test_what_a_backend_refuses_is_listed_and_not_scored(run, model, judgebench, tmp_path):
     tokenizer = Tokenizer.load(model)
     refused = lambda request: "question 7\n" in tokenizer.decode(request.prompt_ids)  # noqa: E731
@@ -221,6 +261,23 @@ def test_best_of_n_by_a_knockout(run, tmp_path):
     none, _ = run(None, "best-of-n", "--data", data, "--out", tmp_path / "none")
     assert none.exit_code == 0
     assert scores_of(tmp_path / "none") == {"Mean candidate": 0.25, "Oracle": 1}
+
+
+def test_the_curve_of_best_of_k(run, tmp_path):
+    """The right candidate is at 0, 1, 2 and 3 in turns, so that of the first K it is there in K of 4 queries."""
+    data = candidates(tmp_path / "candidates.jsonl")
+    options = ("--strategy", "round-robin", "--curve", "1,2,3")
+    result, generator = run(prefers("good"), "best-of-n", "--data", data, *options)
+    assert result.exit_code == 0, result.output
+    curve = read(tmp_path / "out.json")["curve"]
+    oracles = {size: {one["name"]: one["value"] for one in scores}["Oracle"] for size, scores in curve.items()}
+    assert oracles == {"1": 0.25, "2": 0.5, "3": 0.75}
+    assert {size: scores[0]["value"] for size, scores in curve.items()} == oracles
+    assert [scores[0]["counts"]["comparisons"] for scores in curve.values()] == [0, 8, 24]
+    assert len(generator.requests) == 8 * 6  # the whole round robins hold all of the smaller ones
+    assert "best of the first" in result.stdout
+    result, _ = run(prefers("good"), "best-of-n", "--data", data, "--curve", "0")
+    assert "whole numbers from 1" in str(result.exception)
 
 
 def test_refused_tournaments_are_not_scored(run, model, tmp_path):

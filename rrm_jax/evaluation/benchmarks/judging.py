@@ -12,7 +12,8 @@ from rrm_jax.data.records import Candidates, Pair
 from rrm_jax.errors import RrmError
 from rrm_jax.evaluation.benchmarks.base import Benchmark, Item, Judged
 from rrm_jax.evaluation.benchmarks.best_of_n import pick_of
-from rrm_jax.evaluation.benchmarks.harness import ballots_of, pair_of
+from rrm_jax.evaluation.benchmarks.harness import pair_of
+from rrm_jax.evaluation.benchmarks.verdict_files import ballots_of
 from rrm_jax.judging.judge import Judge, Judgment
 from rrm_jax.judging.store import VoteLog
 
@@ -102,6 +103,31 @@ def _judge_pairs(
             failed |= dict.fromkeys(todo, f"the backend was given up: {why}")
             break
     return failed
+
+
+def best_of_each(
+    judge: Judge, benchmark: Benchmark, items: Sequence[Item], sizes: Sequence[int], log: VoteLog | None = None,
+    **how: Any,
+) -> dict[int, tuple[list[Item], Outcome]]:  # fmt: skip
+    """The curve of best-of-K: for each of `sizes`, the items with their first K candidates alone, and what is picked
+    of these by a tournament of its own. `how` is passed on to `judge_items`. Items with fewer candidates are left out.
+
+    All draw on one store: a pair that an earlier tournament compared is not judged again.
+    """
+    found = {}
+    for size in sizes:
+        some = [first(item, size) for item in items if len(item.responses) >= size]
+        found[size] = some, judge_items(judge, benchmark, some, log, **how)
+    return found
+
+
+def first(item: Item, size: int) -> Item:
+    """The item with its first `size` candidates."""
+    cut = lambda values: None if values is None else values[:size]  # noqa: E731
+    return dataclasses.replace(
+        item, responses=item.responses[:size], correct=cut(item.correct), answers=cut(item.answers),
+        rewards=cut(item.rewards),
+    )  # fmt: skip
 
 
 def _pick(judge, benchmark, items, log, entry, invalid, seed, keep, advance) -> Outcome:
