@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="reasoning, test-time-compute or thinking-budget.")],
+    name: Annotated[str, typer.Argument(help="reasoning, test-time-compute, thinking-budget or patterns.")],
     config: Annotated[
         str, typer.Argument(help="A YAML file, or a scale that comes with the package: tiny (quickstart's), rrm-7b.")
     ],
@@ -26,6 +26,7 @@ def command(
     reasoning: a judge that thinks against one that does not, both orders, paired test
     test-time-compute: accuracy against votes and comparisons; Elo, knockout and sparse tournaments
     thinking-budget: accuracy when thinking is cut off, and the verdict forced
+    patterns: words of transition, reflection, comparison and breakdown in traces, and their diversity
 
     Writes data.json (every number of the figure, with n and 95 % bootstrap intervals), table.md, figure.png and
     run.json to the directory `output`. Published numbers stand beside ours where there are any, marked as such.

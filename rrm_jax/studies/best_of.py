@@ -128,8 +128,11 @@ def _answer(response: str) -> str:
 def game_rows(judge: str, strategy: str, ranked: Sequence[Ranked]) -> Iterator[dict[str, Any]]:
     """Rows of a games log, as `rrm rank` writes them, with the judge and the strategy before them."""
     for one in ranked:
+        met: collections.Counter[frozenset[int]] = collections.Counter()
         for number, matches in enumerate(one.rounds, start=1):
             for match in matches:
                 if match.outcome is not None:
-                    place = {"id": one.result.id, "round": number, "i": match.i, "j": match.j}
+                    pair = frozenset((match.i, match.j))
+                    place = {"id": one.result.id, "round": number, "i": match.i, "j": match.j, "meeting": met[pair]}
+                    met[pair] += 1
                     yield {"judge": judge, "strategy": strategy} | place | dataclasses.asdict(match.outcome)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from rrm_jax.config import Config
 
@@ -114,4 +114,51 @@ class ThinkingBudgetConfig(JudgingConfig):
     def _bounds(self):
         if not self.budgets or min(self.budgets) < 1 or len(set(self.budgets)) < len(self.budgets):
             raise ValueError("budgets must be different numbers of 1 at least")
+        return self
+
+
+# Not "first" and "second", which are what judges call the responses.
+WORDS: dict[str, tuple[str, ...]] = {
+    "transition": ("wait", "alternatively", "on the other hand", "then again", "hold on", "another thought"),
+    "reflection": (
+        "let me check", "let me verify", "double-check", "re-read", "reconsider", "am i sure", "make sure", "i missed",
+        "mistake in my",
+    ),
+    "comparison": (
+        "compared to", "compared with", "whereas", "better than", "worse than", "both assistants", "both responses",
+        "unlike", "in contrast", "more accurate", "more helpful",
+    ),
+    "breakdown": (
+        "first of all", "firstly", "secondly", "next,", "finally", "step by step", "let me start", "break this down",
+        "break it down", "one by one",
+    ),
+}  # fmt: skip
+
+
+class SourceConfig(Config):
+    path: str
+    """Judged rows (`rrm judge`), a verdict store (OUT.votes.jsonl), or a training run's traces.jsonl."""
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    """Of a verdict store, only the votes whose settings have these values, such as {thinking: true}; see `rrm verdicts
+    show`."""
+
+
+class PatternsConfig(StudyConfig):
+    traces: dict[str, SourceConfig] = Field(min_length=1)
+    """By the names that are shown."""
+    words: dict[str, tuple[str, ...]] = WORDS
+    """Words and phrases of each category, in any case, matched whole. The lists are ours, not the paper's."""
+    unit: Literal["word", "character"] = "word"
+    """Diversity: traces are vectors of the counts of so many words, or characters, in a row."""
+    ngram: int = Field(2, ge=1)
+    cluster_distance: float = Field(0.3, gt=0, le=2)
+    """A trace joins the first cluster whose first trace is within this cosine distance, else it begins one."""
+    most: int = Field(1000, ge=2)
+    """Traces of each source that diversity is of, drawn by the seed; keywords are of all."""
+
+    @model_validator(mode="after")
+    def _categories(self):
+        for name, words in self.words.items():
+            if not words or not all(word.strip() for word in words):
+                raise ValueError(f"words.{name} must list words that are not empty")
         return self

@@ -10,17 +10,15 @@ from rrm_jax.errors import RrmError
 from rrm_jax.judging.store import VoteLog
 from rrm_jax.provenance import pinned
 from rrm_jax.studies import config as configs
-from rrm_jax.studies import reasoning, scaling, thinking_budget
+from rrm_jax.studies import patterns, reasoning, scaling, thinking_budget
 from rrm_jax.studies.common import OpenJudge, Session
 from rrm_jax.studies.report import Report, command_line, write_report
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """`run(config, session)` gives the report of a study that judges, `run(config, report)` of one that only reads.
-
-    `files` names the configuration's fields with files that go into its provenance.
-    """
+    """`run(config, session)` gives the report; `files` names the configuration's fields with files that it reads, which
+    go into its provenance."""
 
     config: type[configs.StudyConfig]
     run: Callable[..., Report]
@@ -31,6 +29,7 @@ STUDIES: dict[str, Study] = {
     "reasoning": Study(configs.ReasoningConfig, reasoning.run, ("pairs",)),
     "test-time-compute": Study(configs.ScalingConfig, scaling.run, ("pairs", "candidates")),
     "thinking-budget": Study(configs.ThinkingBudgetConfig, thinking_budget.run, ("pairs",)),
+    "patterns": Study(configs.PatternsConfig, patterns.run, ("traces",)),
 }
 
 
@@ -58,7 +57,11 @@ def run_study(
     inputs: dict[str, Any] = {}
     for field in study.files:
         value = getattr(config, field)
-        inputs |= {field: value} if isinstance(value, str) else {f"{field}.{key}": path for key, path in value.items()}
+        inputs |= (
+            {field: value}
+            if isinstance(value, str)
+            else {f"{field}.{key}": source.path for key, source in value.items()}
+        )
     missing = [path for path in inputs.values() if not Path(path).is_file()]
     if missing:
         raise RrmError(f"there is no file {missing[0]}, which the study {name} reads")

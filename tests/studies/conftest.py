@@ -61,6 +61,12 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.load(directory)
 
 
+def good_pairs(count: int) -> list[dict]:
+    return [
+        {"id": str(at), "query": f"q{at}", "response_1": "good", "response_2": "bad", "label": 1} for at in range(count)
+    ]
+
+
 def write_rows(path: Path, rows: Sequence[dict]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)

@@ -12,7 +12,7 @@ from rrm_jax.studies.run import run_study, study_config
 from rrm_jax.studies.scaling import compute_voting
 from rrm_jax.studies.voting import majority_credit
 from tests.judging.fake_generator import coin, prefers
-from tests.studies.conftest import FakeJudges, judgment, write_rows
+from tests.studies.conftest import FakeJudges, good_pairs, judgment, write_rows
 
 
 @pytest.mark.parametrize(("right", "wrong", "invalid"), [(3, 2, 1), (0, 2, 2), (4, 0, 1), (2, 2, 2)])
@@ -67,9 +67,7 @@ def test_ways_and_bounds_by_hand():
 
 @pytest.fixture
 def study(letters, tmp_path):
-    pairs = [
-        {"id": str(at), "query": f"q{at}", "response_1": "good", "response_2": "bad", "label": 1} for at in range(6)
-    ]
+    pairs = good_pairs(6)
     rows = [
         {"id": str(at), "query": f"c{at}", "responses": ["bad x", "good", "bad y"], "correct": [False, True, False]}
         for at in range(4)
@@ -104,7 +102,10 @@ def test_a_study_of_votes_and_strategies(study, tmp_path):
     assert judges.asked == asked
     games = [json.loads(line) for line in (tmp_path / "out" / "games.jsonl").read_text().splitlines()]
     assert len(games) == 2 * 4 * (2 + 2 + 3)
-    assert {game["winner"] for game in games if game["judge"] == "right" and "bad" not in game} <= {1, 2, None}
+    of_the_good = [game for game in games if game["judge"] == "right" and 1 in (game["i"], game["j"])]
+    assert len(of_the_good) >= 4 * (1 + 1 + 2)
+    assert all(game["winner"] == (1 if game["i"] == 1 else 2) for game in of_the_good)
+    assert {game["meeting"] for game in games} == {0}
 
 
 def test_what_cannot_be(study, tmp_path):

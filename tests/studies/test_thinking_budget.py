@@ -7,7 +7,7 @@ from rrm_jax.errors import RrmError
 from rrm_jax.studies.run import run_study, study_config
 from rrm_jax.studies.thinking_budget import compute
 from tests.judging.fake_generator import prefers
-from tests.studies.conftest import FakeJudges, judgment, write_rows
+from tests.studies.conftest import FakeJudges, good_pairs, judgment, write_rows
 
 
 def forced(one, tokens):
@@ -30,9 +30,7 @@ def test_budgets_by_hand():
 
 
 def test_a_study_asks_with_each_budget(letters, tmp_path):
-    pairs = [
-        {"id": str(at), "query": f"q{at}", "response_1": "good", "response_2": "bad", "label": 1} for at in range(3)
-    ]
+    pairs = good_pairs(3)
     config = tmp_path / "c.yaml"
     config.write_text(f"output: {tmp_path / 'out'}\njudges: {{j: {{model: j}}}}\nbudgets: [30, 8]\nresamples: 100\n")
     resolved = study_config("thinking-budget", str(config), [f"pairs={write_rows(tmp_path / 'p.jsonl', pairs)}"])
