@@ -149,6 +149,7 @@ def command(
     for note in loaded.notes():
         warn(f"{name}: {note}")
     job = _Job(loaded, policy, scoring.resamples, judging.seed, out, against)
+    job.refuse_to_overwrite([path for path in (verdict_file, verdicts, against) if path is not None])
     if models.model is None:
         _score_file(job, verdict_file, judge)
     else:
@@ -194,6 +195,20 @@ class _Job:
     def path(self, ending: str) -> Path:
         assert self.out is not None
         return self.out.with_name(self.out.name + ending)
+
+    def refuse_to_overwrite(self, others: Sequence[Path]) -> None:
+        """What is written must replace nothing but an older result of the same job."""
+        if self.out is None:
+            return
+        run, used = self.path(".run.json"), {path.resolve() for path in (*self.loaded.files.values(), *others)}
+        for path in map(self.path, (".json", ".md", ".judged.jsonl")):
+            if path.is_file() and not run.is_file():
+                raise RrmError(f"{path} exists, but not {run}, so it is not this job's; choose another --out")
+        for path in map(self.path, (".json", ".md", ".run.json")):
+            if path.resolve() in used:
+                raise RrmError(f"{path} is read, and would be written over; choose another --out")
+        if self.path(".judged.jsonl").resolve() in {path.resolve() for path in self.loaded.files.values()}:
+            raise RrmError(f"{self.path('.judged.jsonl')} is read, and would be written over; choose another --out")
 
     @property
     def inputs(self) -> dict[str, str | Path]:
@@ -275,9 +290,9 @@ def _score_file(job: _Job, path: Path | None, judge: str | None) -> None:
         verdicts = next(iter(found.values())) if len(found) == 1 else None
         if verdicts:
             job.not_judged = {item.id: "not in the verdict file" for item in items if item.id not in verdicts}
-    config = {"benchmark": benchmark.name, "verdicts": str(path), "policy": dataclasses.asdict(job.policy)}
+    config = {"benchmark": benchmark.name, "verdicts": str(path)}
     run = contextlib.nullcontext() if job.out is None else pinned(
-        job.path(".run.json"), config=config, seed=job.seed, inputs=inputs, anew=True
+        job.path(".run.json"), config=config, seed=job.seed, inputs=inputs
     )  # fmt: skip
     with run:
         job.report(scores, verdicts)
@@ -317,15 +332,17 @@ def _judge(
     ranking = {key: value for key, value in dataclasses.asdict(picking).items() if key != "curve"}
     settings |= {} if entry is None else {"ranking": ranking, "invalid": rule}
     log_path = store or job.path(".votes.jsonl")
+    if log_path.resolve() == job.path(".judged.jsonl").resolve():
+        raise RrmError(f"--verdicts {store} is where results are written; name another file")
     with pinned(job.path(".run.json"), config=settings, seed=judging.seed, inputs=job.inputs):
         playing = {"entry": entry, "invalid": rule, "seed": judging.seed, "advance": progress.advance}
         with VoteLog(log_path, report=warn) as log, progress:
             with _rows(job.path(".judged.jsonl")) as keep:
                 outcome = judge_items(judge, benchmark, items, log, keep=keep, **playing)
+                _check(outcome)
             curve = best_of_each(judge, benchmark, items, sizes, log, **playing)
         print(f"{log.written} votes drawn now, {log.found} found in the store")
         job.not_judged = outcome.not_judged
-        _check(outcome)
         how = {"samples": job.resamples, "seed": judging.seed}
         job.curve = {
             size: score(benchmark, some, picks.verdicts, job.policy, **how)

@@ -103,7 +103,7 @@ def difference_rows(found: Sequence[Difference]) -> Rows:
 
 
 def markdown(title: str, lines: Sequence[str], tables: Sequence[Rows]) -> str:
-    parts = [f"# {title}", *(f"- {_safe(line)}" for line in lines)]
+    parts = [f"# {title}", "", *(f"- {_safe(line)}" for line in lines)]
     for rows in filter(None, tables):
         head, *body = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
         parts += ["", head, "|" + "---|" * len(rows[0]), *body]

@@ -115,7 +115,7 @@ def test_judges_scores_and_reports(run, judgebench, tmp_path):
     assert "75.0 % of 24" in result.stdout
     assert "published (not measured here)" in result.stdout
     page = (tmp_path / "out.md").read_text(encoding="utf-8")
-    assert page.startswith("# judgebench\n")
+    assert page.startswith("# judgebench\n\n- ")
     assert "| Overall | 75.0 |" in page
     rows = [json.loads(line) for line in (tmp_path / "out.judged.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {row["id"] for row in rows} == {f"p{at}" for at in range(ROWS)}
@@ -242,6 +242,7 @@ def test_a_backend_that_is_gone_is_given_up(run, model, judgebench, tmp_path):
     assert isinstance(result.exception, RrmError)
     assert "nothing was judged: the server refused" in str(result.exception)
     assert generator.failures < 10
+    assert not (tmp_path / "out.judged.jsonl").exists()
     assert not (tmp_path / "out.json").exists()
 
 
@@ -332,6 +333,25 @@ def test_what_cannot_be_asked_for(run, judgebench, tmp_path):
         result, _ = run(None, *options)
         assert isinstance(result.exception, RrmError), options
         assert why in str(result.exception)
+
+
+def test_nothing_is_written_over(run, judgebench, tmp_path):
+    data = judgebench.rename(tmp_path / "out.json")  # as it would be with --data x.json --out x
+    before = data.read_bytes()
+    result, generator = run(prefers("good"), "judgebench", "--data", data)
+    assert "is not this job's" in str(result.exception)
+    assert (data.read_bytes(), generator.requests) == (before, [])
+    data = data.rename(tmp_path / "gpt.jsonl")
+    run(prefers("good"), "judgebench", "--data", data)
+    judged = tmp_path / "out.judged.jsonl"
+    before = judged.read_bytes()
+    result, _ = run(None, "judgebench", "--data", data, "--verdict-file", judged, "--out", tmp_path / "out")
+    assert "of a run with other settings" in str(result.exception)
+    assert judged.read_bytes() == before
+    result, _ = run(prefers("good"), "judgebench", "--data", data, "--verdicts", judged)
+    assert "is where results are written" in str(result.exception)
+    result, _ = run(prefers("good"), "judgebench", "--data", data, "--verdicts", tmp_path / "out.json")
+    assert "would be written over" in str(result.exception)
 
 
 def test_the_list():

@@ -78,8 +78,10 @@ def _nodes(name: str, groups: Sequence[str]) -> Node:
 def tree(table: Table) -> tuple[Node, ...]:
     own = [_nodes(group, [group]) for group in ROWS if group in table.ids]
     adversarial = [node for node in own if "adver" in node.name]
-    nodes = [mean("LLMBar (mean of its subsets)", own)] if own else []
-    nodes += [mean("Adversarial (mean of its subsets)", adversarial, show=False)] if adversarial else []
+    missing = f"{len(own)} of 5" if len(own) < 5 else "its"
+    nodes = [mean(f"LLMBar (mean of {missing} subsets)", own)] if own else []
+    missing = f"{len(adversarial)} of 4" if len(adversarial) < 4 else "its"
+    nodes += [mean(f"Adversarial (mean of {missing} subsets)", adversarial, show=False)] if adversarial else []
     return (*nodes, *(_nodes(group, [group]) for group in BESIDE if group in table.ids))
 
 

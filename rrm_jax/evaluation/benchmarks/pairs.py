@@ -4,6 +4,7 @@ Rows are this package's pairs, or any layout that `rrm data convert` reads (TRL'
 PandaLM without its ties). `source`, where rows have one, is the group that they are reported under.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from rrm_jax.data.jsonl import RowError
@@ -32,8 +33,6 @@ def adapt(columns: Sequence[str]) -> Callable[[Row, int], Item] | None:
         record, _ = found.read(row)
         if not isinstance(record, Pair):
             raise RowError(f"a row of {found.name} is no pair")
-        import dataclasses
-
         return _item(dataclasses.replace(record, id=found.id_of(row) or str(at)))
 
     return read if any({*made.needed} <= {*columns} for made in FORMATS.values()) else None
