@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="reasoning, test-time-compute, thinking-budget or patterns.")],
+    name: Annotated[str, typer.Argument(help="Which study; they are listed above.")],
     config: Annotated[
         str, typer.Argument(help="A YAML file, or a scale that comes with the package: tiny (quickstart's), rrm-7b.")
     ],
@@ -27,6 +27,8 @@ def command(
     test-time-compute: accuracy against votes and comparisons; Elo, knockout and sparse tournaments
     thinking-budget: accuracy when thinking is cut off, and the verdict forced
     patterns: words of transition, reflection, comparison and breakdown in traces, and their diversity
+    intransitivity: cycles among the games of tournaments, and what they cost Elo and knockout
+    dynamics: curves of training runs side by side
 
     Writes data.json (every number of the figure, with n and 95 % bootstrap intervals), table.md, figure.png and
     run.json to the directory `output`. Published numbers stand beside ours where there are any, marked as such.

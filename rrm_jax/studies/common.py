@@ -22,13 +22,13 @@ class OpenJudge(Protocol):
 
 @dataclasses.dataclass
 class Session:
-    """One run of a study: the store of all its votes, and what happened on the way.
+    """One run of a study: the store of all its votes (None: it only reads), and what happened on the way.
 
     `skipped` counts malformed rows, which `report` is told of; `settings` are those of every judge that was asked.
     """
 
     seed: int
-    log: VoteLog
+    log: VoteLog | None
     open_judge: OpenJudge
     report: Callable[[str], None] = lambda message: None
     advance: Callable[[], None] = lambda: None

@@ -47,6 +47,10 @@ class StudyConfig(Config):
     resamples: int = Field(2000, ge=100)
     """Of the bootstrap, for each 95 % interval."""
 
+    def files(self) -> dict[str, str]:
+        """The files that the study reads, by the names that they have in its provenance."""
+        return {}
+
 
 class JudgingConfig(StudyConfig):
     """Of studies that judge."""
@@ -75,6 +79,9 @@ class ReasoningConfig(JudgingConfig):
             raise ValueError("a comparison needs two judges at least")
         return self
 
+    def files(self) -> dict[str, str]:
+        return {"pairs": self.pairs}
+
 
 class ScalingConfig(JudgingConfig):
     pairs: str
@@ -99,6 +106,9 @@ class ScalingConfig(JudgingConfig):
             raise ValueError(f"reference {self.reference!r} is not one of the strategies {', '.join(self.strategies)}")
         return self
 
+    def files(self) -> dict[str, str]:
+        return {"pairs": self.pairs, "candidates": self.candidates}
+
 
 class ThinkingBudgetConfig(JudgingConfig):
     pairs: str
@@ -115,6 +125,9 @@ class ThinkingBudgetConfig(JudgingConfig):
         if not self.budgets or min(self.budgets) < 1 or len(set(self.budgets)) < len(self.budgets):
             raise ValueError("budgets must be different numbers of 1 at least")
         return self
+
+    def files(self) -> dict[str, str]:
+        return {"pairs": self.pairs}
 
 
 # Not "first" and "second", which are what judges call the responses.
@@ -162,3 +175,34 @@ class PatternsConfig(StudyConfig):
             if not words or not all(word.strip() for word in words):
                 raise ValueError(f"words.{name} must list words that are not empty")
         return self
+
+    def files(self) -> dict[str, str]:
+        return {f"traces.{name}": source.path for name, source in self.traces.items()}
+
+
+class GamesConfig(Config):
+    path: str
+    """A games log of `rrm rank` (OUT.games.jsonl), or games.jsonl of the study of test-time compute."""
+    judge: str | None = None
+    """Of a study's log, only this judge's games."""
+    strategy: str | None = None
+    """Of a study's log, only this strategy's games."""
+
+
+class IntransitivityConfig(StudyConfig):
+    games: dict[str, GamesConfig] = Field(min_length=1)
+    """By the names that are shown. A round robin's say most: every pair has met."""
+    candidates: str | None = None
+    """JSONL {id, query, responses, correct} of the games' queries, to see what cycles cost in right picks."""
+
+    def files(self) -> dict[str, str]:
+        games = {f"games.{name}": source.path for name, source in self.games.items()}
+        return games | ({} if self.candidates is None else {"candidates": self.candidates})
+
+
+class DynamicsConfig(StudyConfig):
+    runs: dict[str, str] = Field(min_length=1)
+    """Directories of `rrm train`, by the names that are shown."""
+
+    def files(self) -> dict[str, str]:
+        return {f"runs.{name}": f"{run}/metrics.jsonl" for name, run in self.runs.items()}

@@ -148,13 +148,16 @@ def _draw(figure: "Figure", sources: Sequence[Source]) -> None:
     for at, source in enumerate(sources):
         shift = (at - (len(sources) - 1) / 2) * width
         middle, ends = spread([one.share for one in source.categories])
-        left.bar(
+        bars = left.bar(
             [place + shift for place in range(len(names))], middle, width * 0.92, yerr=ends, capsize=2,
             color=COLOURS[at % 8], ecolor="#333333", label=" " + source.name,
         )  # fmt: skip
+        left.bar_label(bars, [f"{x:.1f}" for x in middle], padding=1, fontsize=7)
         of = source.diversity
-        bars = right.bar([shift, 1 + shift], [of.distance, of.within], width * 0.92, color=COLOURS[at % 8])
-        right.bar_label(bars, [f"{x:.2f}" if np.isfinite(x) else "" for x in (of.distance, of.within)], fontsize=8)
+        bars = right.bar(
+            [shift, 1 + shift], np.nan_to_num([of.distance, of.within]), width * 0.92, color=COLOURS[at % 8]
+        )
+        right.bar_label(bars, [f"{x:.2f}" if np.isfinite(x) else "–" for x in (of.distance, of.within)], fontsize=8)
     left.set_xticks(range(len(names)), names)
     left.set_ylim(0, 105)
     finish(left, "Words by category", "", "traces with it, %")

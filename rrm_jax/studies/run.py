@@ -1,35 +1,35 @@
 """A study from its configuration to its files."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rrm_jax.config import load_config
 from rrm_jax.errors import RrmError
 from rrm_jax.judging.store import VoteLog
 from rrm_jax.provenance import pinned
 from rrm_jax.studies import config as configs
-from rrm_jax.studies import patterns, reasoning, scaling, thinking_budget
+from rrm_jax.studies import dynamics, intransitivity, patterns, reasoning, scaling, thinking_budget
 from rrm_jax.studies.common import OpenJudge, Session
 from rrm_jax.studies.report import Report, command_line, write_report
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """`run(config, session)` gives the report; `files` names the configuration's fields with files that it reads, which
-    go into its provenance."""
+    """`run(config, session)` gives the report."""
 
     config: type[configs.StudyConfig]
     run: Callable[..., Report]
-    files: tuple[str, ...] = ()
 
 
 STUDIES: dict[str, Study] = {
-    "reasoning": Study(configs.ReasoningConfig, reasoning.run, ("pairs",)),
-    "test-time-compute": Study(configs.ScalingConfig, scaling.run, ("pairs", "candidates")),
-    "thinking-budget": Study(configs.ThinkingBudgetConfig, thinking_budget.run, ("pairs",)),
-    "patterns": Study(configs.PatternsConfig, patterns.run, ("traces",)),
+    "reasoning": Study(configs.ReasoningConfig, reasoning.run),
+    "test-time-compute": Study(configs.ScalingConfig, scaling.run),
+    "thinking-budget": Study(configs.ThinkingBudgetConfig, thinking_budget.run),
+    "patterns": Study(configs.PatternsConfig, patterns.run),
+    "intransitivity": Study(configs.IntransitivityConfig, intransitivity.run),
+    "dynamics": Study(configs.DynamicsConfig, dynamics.run),
 }
 
 
@@ -54,23 +54,18 @@ def run_study(
     was judged is never judged again; the files appear when all is judged.
     """
     study, output = STUDIES[name], Path(config.output)
-    inputs: dict[str, Any] = {}
-    for field in study.files:
-        value = getattr(config, field)
-        inputs |= (
-            {field: value}
-            if isinstance(value, str)
-            else {f"{field}.{key}": source.path for key, source in value.items()}
-        )
+    inputs = config.files()
     missing = [path for path in inputs.values() if not Path(path).is_file()]
     if missing:
         raise RrmError(f"there is no file {missing[0]}, which the study {name} reads")
-    with pinned(output / "run.json", config=config.model_dump(), seed=config.seed, inputs=inputs):
+    with pinned(output / "run.json", config=config.model_dump(), seed=config.seed, inputs={**inputs}):
         facts = {"study": name, "command": command_line(), "seed": config.seed, "resamples": config.resamples}
+        judging = isinstance(config, configs.JudgingConfig)
         store = Path(getattr(config, "verdicts", None) or output / "votes.jsonl")
-        with VoteLog(store, report=report) as log:
+        with VoteLog(store, report=report) if judging else contextlib.nullcontext() as log:
             session = Session(config.seed, log, open_judge, report, advance)
             found = study.run(config, session)
-            report(f"{log.written} votes drawn now, {log.found} found in the store")
+            if log is not None:
+                report(f"{log.written} votes drawn now, {log.found} found in the store")
         facts |= {"judges": session.settings, "skipped_rows": session.skipped}
         return write_report(found, output, facts), session.skipped

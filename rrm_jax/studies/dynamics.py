@@ -1,0 +1,124 @@
+"""How judges change while they are trained: the runs' own curves, side by side."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rrm_jax.evaluation.statistics import Interval
+from rrm_jax.evaluation.training_log import TrainingLog, read_training_log
+from rrm_jax.studies.common import Session
+from rrm_jax.studies.config import DynamicsConfig
+from rrm_jax.studies.report import COLOURS, MARKERS, Report, Table, finish, percent, spread
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# (kind of row, metric, title, axis, times)
+PANELS = (
+    ("eval", "accuracy", "Held-out accuracy, both orders", "verdicts right, %", 100),
+    ("eval", "order_consistency", "Order consistency, held out", "same verdict in both orders, %", 100),
+    ("train", "reward_mean", "Reward in training", "mean reward", 1),
+    ("train", "response_length", "Length of completions", "tokens, mean", 1),
+    ("train", "entropy", "Entropy", "nats a token", 1),
+    ("train", "invalid_rate", "Invalid verdicts in training", "%", 100),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One metric of one run. `intervals` are of shares of held-out pairs, None for other metrics."""
+
+    run: str
+    kind: str
+    metric: str
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+    intervals: tuple[Interval, ...] | None
+
+
+def compute(logs: dict[str, TrainingLog]) -> list[Curve]:
+    """The curves of PANELS that the runs have."""
+    curves = []
+    for name, log in logs.items():
+        for kind, metric, *_ in PANELS:
+            steps, values = log.series(kind, metric)
+            if values:
+                pairs = {row["step"]: row.get("pairs", 0) for row in log.held_out}
+                shares = kind == "eval" and metric in ("accuracy", "order_consistency")
+                sure = tuple(wilson(v, int(pairs[s])) for s, v in zip(steps, values, strict=True)) if shares else None
+                curves.append(Curve(name, kind, metric, tuple(steps), tuple(values), sure))
+    return curves
+
+
+def wilson(share: float, n: int) -> Interval:
+    """Wilson's 95 % interval of a share of `n`. The single verdicts of a run's evaluation are not kept, so that they
+    cannot be drawn again; a pair's two verdicts count as one here, which makes the interval rather too wide."""
+    if n < 1:
+        return Interval(share, math.nan, math.nan, 0)
+    z = 1.959964
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Interval(share, middle - half, middle + half, n)
+
+
+def run(config: DynamicsConfig, session: Session) -> Report:
+    logs = {name: read_training_log(Path(path)) for name, path in config.runs.items()}
+    curves = compute(logs)
+    return Report(
+        "How do judges change in training?",
+        "; ".join(f"{name}: step {log.step} of {log.settings.get('steps')}" for name, log in logs.items()) + ".",
+        {"curves": curves},
+        [Table("First, most and last", _rows(curves), left=2)],
+        [
+            "In brackets: Wilson's 95 % intervals over the held-out pairs, a pair's two verdicts counted as one.",
+            "Most: the largest value, whether that is good or not.",
+        ],
+        lambda figure: _draw(figure, curves),
+        (12.0, 6.4),
+    )
+
+
+def _rows(curves: Sequence[Curve]) -> list[list[str]]:
+    rows = [["metric", "run", "first", "most", "at step", "last", "at step"]]
+    for kind, metric, title, *_, times in PANELS:
+        for one in curves:
+            if (one.kind, one.metric) == (kind, metric):
+                most = max(range(len(one.values)), key=one.values.__getitem__)
+                shown = [_shown(one, at, times) for at in (0, most, -1)]
+                steps = [str(one.steps[most]), str(one.steps[-1])]
+                rows.append([title, one.run, shown[0], shown[1], steps[0], shown[2], steps[1]])
+    return rows
+
+
+def _shown(curve: Curve, at: int, times: int) -> str:
+    if curve.intervals is not None:
+        return percent(curve.intervals[at])
+    return percent(curve.values[at]) if times == 100 else f"{curve.values[at]:.4g}"
+
+
+def _draw(figure: "Figure", curves: Sequence[Curve]) -> None:
+    panels = [panel for panel in PANELS if any((one.kind, one.metric) == panel[:2] for one in curves)]
+    runs = list(dict.fromkeys(one.run for one in curves))
+    columns = min(3, len(panels))
+    grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    handles = {}
+    for axes, (kind, metric, title, label, times) in zip(grid.flat, panels, strict=False):
+        for at, name in enumerate(runs):
+            for one in curves:
+                if (one.run, one.kind, one.metric) != (name, kind, metric):
+                    continue
+                colour = COLOURS[at % 8]
+                if one.intervals is not None:
+                    middle, ends = spread(one.intervals, times)
+                    handles[" " + name] = axes.errorbar(
+                        one.steps, middle, ends, color=colour, marker=MARKERS[at % 8], markersize=4, capsize=2
+                    )
+                else:
+                    (line,) = axes.plot(one.steps, [times * v for v in one.values], color=colour, linewidth=1.1)
+                    handles.setdefault(" " + name, line)
+        finish(axes, title, "step", label)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False)
