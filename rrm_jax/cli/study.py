@@ -29,6 +29,8 @@ def command(
     patterns: words of transition, reflection, comparison and breakdown in traces, and their diversity
     intransitivity: cycles among the games of tournaments, and what they cost Elo and knockout
     dynamics: curves of training runs side by side
+    cost: accuracy against tokens, for every strategy, number of votes and thinking budget
+    calibration: how sure a judge is against how often it is right
 
     Writes data.json (every number of the figure, with n and 95 % bootstrap intervals), table.md, figure.png and
     run.json to the directory `output`. Published numbers stand beside ours where there are any, marked as such.

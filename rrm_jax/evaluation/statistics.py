@@ -92,6 +92,16 @@ def paired_bootstrap(
     return Paired(bootstrap_interval(a - b, seed, resamples, level), better, worse, mcnemar_exact(better, worse))
 
 
+def wilson_interval(share: float, n: int, z: float = 1.959964) -> Interval:
+    """Wilson's interval of a share of `n`, of 95 % unless `z` says otherwise: for small n, and for shares of 0 or 1, of
+    which a bootstrap can draw nothing else."""
+    if n < 1:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Interval(share, middle - half, middle + half, n)
+
+
 def mcnemar_exact(b: int, c: int) -> float:
     """McNemar's exact two-sided p: of `b` items that only the one has right and `c` that only the other has right,
     each is a fair coin if both are equally good."""

@@ -206,3 +206,45 @@ class DynamicsConfig(StudyConfig):
 
     def files(self) -> dict[str, str]:
         return {f"runs.{name}": f"{run}/metrics.jsonl" for name, run in self.runs.items()}
+
+
+class CostConfig(JudgingConfig):
+    candidates: str
+    """JSONL {id, query, responses, correct}, for tournaments."""
+    strategies: tuple[str, ...] = ("knockout", "swiss", "adaptive", "round-robin")
+    """As `rrm replay` takes them, without votes."""
+    votes: tuple[int, ...] = (1, 3, 5)
+    """Votes a comparison, each with every strategy."""
+    budgets: tuple[int | None, ...] = (None,)
+    """Tokens of thinking after which the verdict is forced, each with every strategy and votes; null: unbounded."""
+
+    @model_validator(mode="after")
+    def _grid(self):
+        if not (self.strategies and self.votes and self.budgets) or min(self.votes) < 1:
+            raise ValueError("strategies, votes (1 at least) and budgets must each name one at least")
+        if any(budget is not None and budget < 1 for budget in self.budgets):
+            raise ValueError("budgets must be 1 token at least, or null")
+        if any("votes=" in text for text in self.strategies):
+            raise ValueError("the votes of a comparison are `votes` here, not part of a strategy")
+        return self
+
+    def files(self) -> dict[str, str]:
+        return {"candidates": self.candidates}
+
+
+class CalibrationConfig(JudgingConfig):
+    pairs: str
+    """JSONL pairs with labels."""
+    votes: int = Field(16, ge=1)
+    """Votes a pair, each in a random order; its share for a response is how sure the judge is."""
+    bins: int = Field(10, ge=2)
+    """Of the shares from ½ to 1."""
+
+    @model_validator(mode="after")
+    def _knows(self):
+        if self.votes == 1 and not all(judge.constrain_verdict for judge in self.judges.values()):
+            raise ValueError("one vote has no share: give more votes, or every judge constrain_verdict")
+        return self
+
+    def files(self) -> dict[str, str]:
+        return {"pairs": self.pairs}

@@ -1,12 +1,11 @@
 """How judges change while they are trained: the runs' own curves, side by side."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rrm_jax.evaluation.statistics import Interval
+from rrm_jax.evaluation.statistics import Interval, wilson_interval
 from rrm_jax.evaluation.training_log import TrainingLog, read_training_log
 from rrm_jax.studies.common import Session
 from rrm_jax.studies.config import DynamicsConfig
@@ -39,7 +38,11 @@ class Curve:
 
 
 def compute(logs: dict[str, TrainingLog]) -> list[Curve]:
-    """The curves of PANELS that the runs have."""
+    """The curves of PANELS that the runs have.
+
+    The single verdicts of a run's evaluation are not kept, so that they cannot be drawn again: intervals are Wilson's,
+    with a pair's two verdicts counted as one, which makes them rather too wide.
+    """
     curves = []
     for name, log in logs.items():
         for kind, metric, *_ in PANELS:
@@ -47,20 +50,13 @@ def compute(logs: dict[str, TrainingLog]) -> list[Curve]:
             if values:
                 pairs = {row["step"]: row.get("pairs", 0) for row in log.held_out}
                 shares = kind == "eval" and metric in ("accuracy", "order_consistency")
-                sure = tuple(wilson(v, int(pairs[s])) for s, v in zip(steps, values, strict=True)) if shares else None
+                sure = (
+                    tuple(wilson_interval(v, int(pairs[s])) for s, v in zip(steps, values, strict=True))
+                    if shares
+                    else None
+                )
                 curves.append(Curve(name, kind, metric, tuple(steps), tuple(values), sure))
     return curves
-
-
-def wilson(share: float, n: int) -> Interval:
-    """Wilson's 95 % interval of a share of `n`. The single verdicts of a run's evaluation are not kept, so that they
-    cannot be drawn again; a pair's two verdicts count as one here, which makes the interval rather too wide."""
-    if n < 1:
-        return Interval(share, math.nan, math.nan, 0)
-    z = 1.959964
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Interval(share, middle - half, middle + half, n)
 
 
 def run(config: DynamicsConfig, session: Session) -> Report:

@@ -9,8 +9,8 @@ from rrm_jax.config import load_config
 from rrm_jax.errors import RrmError
 from rrm_jax.judging.store import VoteLog
 from rrm_jax.provenance import pinned
+from rrm_jax.studies import calibration, cost, dynamics, intransitivity, patterns, reasoning, scaling, thinking_budget
 from rrm_jax.studies import config as configs
-from rrm_jax.studies import dynamics, intransitivity, patterns, reasoning, scaling, thinking_budget
 from rrm_jax.studies.common import OpenJudge, Session
 from rrm_jax.studies.report import Report, command_line, write_report
 
@@ -30,6 +30,8 @@ STUDIES: dict[str, Study] = {
     "patterns": Study(configs.PatternsConfig, patterns.run),
     "intransitivity": Study(configs.IntransitivityConfig, intransitivity.run),
     "dynamics": Study(configs.DynamicsConfig, dynamics.run),
+    "cost": Study(configs.CostConfig, cost.run),
+    "calibration": Study(configs.CalibrationConfig, calibration.run),
 }
 
 

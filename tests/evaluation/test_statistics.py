@@ -7,7 +7,13 @@ import pytest
 import scipy.stats
 
 from rrm_jax.errors import RrmError
-from rrm_jax.evaluation.statistics import bootstrap_interval, bootstrap_of, mcnemar_exact, paired_bootstrap
+from rrm_jax.evaluation.statistics import (
+    bootstrap_interval,
+    bootstrap_of,
+    mcnemar_exact,
+    paired_bootstrap,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +100,14 @@ def test_pairing_tells_apart_what_two_intervals_would_not():
     assert found.difference.low > 0
     assert bootstrap_interval(a).low < bootstrap_interval(b).high
     assert found.p == 2 / 2**15
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 20), (7, 20), (1, 1), (490, 500)])
+def test_wilson_is_scipys(right, n):
+    theirs = scipy.stats.binomtest(right, n).proportion_ci(method="wilson")
+    ours = wilson_interval(right / n, n)
+    assert (ours.low, ours.high) == (pytest.approx(theirs.low, abs=1e-6), pytest.approx(theirs.high, abs=1e-6))
+    assert math.isnan(wilson_interval(0.5, 0).low)
 
 
 def test_what_cannot_be():

@@ -1,19 +1,10 @@
 import json
 
 import pytest
-import scipy.stats
 
 from rrm_jax.errors import RrmError
-from rrm_jax.studies.dynamics import wilson
 from rrm_jax.studies.run import run_study, study_config
 from tests.studies.conftest import write_rows
-
-
-@pytest.mark.parametrize(("right", "n"), [(0, 20), (7, 20), (490, 500)])
-def test_wilson_is_scipys(right, n):
-    theirs = scipy.stats.binomtest(right, n).proportion_ci(method="wilson")
-    ours = wilson(right / n, n)
-    assert (ours.low, ours.high) == (pytest.approx(theirs.low, abs=1e-6), pytest.approx(theirs.high, abs=1e-6))
 
 
 def test_a_study_of_runs(tmp_path):
