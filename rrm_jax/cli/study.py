@@ -43,7 +43,7 @@ def command(
     \b
     Example:
       rrm quickstart && rrm study reasoning tiny
-      rrm study reasoning rrm-7b judges.RRM.model=runs/rrm_7b pairs=held_out.jsonl
+      rrm study reasoning rrm-7b judges.RRM-7B.model=runs/rrm_7b pairs=held_out.jsonl
     """
     from rrm_jax.cli.loading import Progress, warn
     from rrm_jax.studies.run import run_study, study_config

@@ -103,7 +103,8 @@ def _draw(figure: "Figure", settings: Sequence[Setting], limits: Bounds) -> None
         front = sorted((one.way.tokens, 100 * one.way.accuracy.estimate) for one in settings if one.best)
         (handles["best (★, all judges)"],) = axes.step(*zip(*front, strict=True), where="post", color="black", lw=0.8)
         handles["oracle"] = axes.axhline(100 * limits.oracle.estimate, color="#555555", linewidth=1, linestyle=":")
-        axes.set_xscale("log")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         finish(axes, judge, "judge's tokens a query", "queries answered right, %" if axes is grid[0] else "")
     for at, budget in enumerate(budgets if len(budgets) > 1 else ()):
         (handles[f"budget {_name(budget)}"],) = grid[0].plot([], [], MARKERS[at % 8], color="#777777")
