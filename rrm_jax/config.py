@@ -95,18 +95,26 @@ def _explain(cls: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"{where}: {problem['msg']} (got {problem['input']!r})"
     known = [key.rpartition(".") for key in _keys_of(cls)]
     *section, wrong = location
-    siblings = [leaf for parent, _, leaf in known if parent == ".".join(section)]
+    siblings = [leaf for parent, _, leaf in known if _matches(section, parent)]
     near = [".".join((*section, leaf)) for leaf in difflib.get_close_matches(wrong, siblings, n=1)]
-    near += [f"{parent}{dot}{leaf}" for parent, dot, leaf in known if leaf == wrong]  # right, but in another section
+    # Right, but in another section.
+    near += [f"{parent}{dot}{leaf}" for parent, dot, leaf in known if leaf == wrong and "*" not in parent]
     hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(siblings))}"
     return f"{where}: unknown key; {hint}"
+
+
+def _matches(section: Sequence[str], parent: str) -> bool:
+    """Whether a section is that one; `*` is any name."""
+    names = parent.split(".") if parent else []
+    return len(names) == len(section) and all(name in ("*", given) for name, given in zip(names, section, strict=True))
 
 
 def _keys_of(cls: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, field in cls.model_fields.items():
         keys.append(prefix + name)
-        for option in typing.get_args(field.annotation) or (field.annotation,):  # Section, or Section | None
+        named = "*." if typing.get_origin(field.annotation) is dict else ""
+        for option in typing.get_args(field.annotation) or (field.annotation,):  # Section, Section | None, or many
             if isinstance(option, type) and issubclass(option, BaseModel):
-                keys += _keys_of(option, f"{prefix}{name}.")
+                keys += _keys_of(option, f"{prefix}{name}.{named}")
     return keys

@@ -22,6 +22,7 @@ class Run(Config):
     stop_words: tuple[str, ...] = ()
     optimizer: Optimizer = Optimizer()
     sampling: Sampling | None = None
+    others: dict[str, Sampling] = {}
 
 
 @pytest.fixture
@@ -73,6 +74,7 @@ def test_a_later_override_of_a_section_and_of_its_key_both_count(write):
         (["model=m", "optimizer.learningrate=3"], r"optimizer.learningrate: .*did you mean 'optimizer.learning_rate'"),
         (["model=m", "learning_rate=3"], "learning_rate: .*did you mean 'optimizer.learning_rate'"),
         (["model=m", "sampling.temprature=1"], r"did you mean 'sampling.temperature'"),
+        (["model=m", "others.mine.temprature=1"], r"did you mean 'others.mine.temperature'"),
         (["model=m", "optimizer.xyzzy=1"], "optimizer.xyzzy: .*known here: learning_rate, warmup_steps"),
         (["model=m", "steps=many"], r"steps: .*valid integer.*\(got 'many'\)"),
         (["model=m", "steps=1.5"], r"steps: .*integer"),
