@@ -22,7 +22,7 @@ class Run(Config):
     stop_words: tuple[str, ...] = ()
     optimizer: Optimizer = Optimizer()
     sampling: Sampling | None = None
-    others: dict[str, Sampling] = {}
+    others: dict[str, Sampling] = Field(default_factory=dict)
 
 
 @pytest.fixture
