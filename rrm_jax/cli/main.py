@@ -5,6 +5,7 @@ import sys
 import typer
 
 from rrm_jax.cli import (
+    compare,
     convert,
     data,
     evaluate,
@@ -48,6 +49,7 @@ _app.command("quickstart")(quickstart.command)
 _app.command("generate")(generate.command)
 _app.command("judge")(judge.command)
 _app.command("eval")(evaluate.command)
+_app.command("compare")(compare.command)
 _app.command("rank")(rank.command)
 _app.command("replay")(replay.command)
 _app.command("study")(study.command)

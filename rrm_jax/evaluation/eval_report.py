@@ -103,7 +103,7 @@ def difference_rows(found: Sequence[Difference]) -> Rows:
 
 
 def markdown(title: str, lines: Sequence[str], tables: Sequence[Rows]) -> str:
-    parts = [f"# {title}", "", *(f"- {_safe(line)}" for line in lines)]
+    parts = [f"# {title}", "", *(f"- {safe(line)}" for line in lines)]
     for rows in filter(None, tables):
         head, *body = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
         parts += ["", head, "|" + "---|" * len(rows[0]), *body]
@@ -125,10 +125,11 @@ def terminal(rows: Rows) -> Iterator[str]:
 
 def _cell(text: str) -> str:
     depth = len(text) - len(text.lstrip(" "))
-    return "&nbsp;" * 2 * depth + _safe(text.lstrip(" "))
+    return "&nbsp;" * 2 * depth + safe(text.lstrip(" "))
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
+    """Text that Markdown takes for nothing else."""
     for character in "\\|<>*_`[]":
         text = text.replace(character, "\\" + character)
     return text
