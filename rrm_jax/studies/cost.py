@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One way to spend tokens. `best`: no other setting of the study is as accurate for fewer tokens, or more accurate
-    for as many (Pareto); judges are compared with one another."""
+    """One way to spend tokens. `best`: no other setting of the same judge is as accurate for fewer tokens, or more
+    accurate for as many (Pareto). A token of another judge may cost something else."""
 
     strategy: str
     votes: int
@@ -49,8 +49,11 @@ def run(config: CostConfig, session: Session) -> Report:
                     results = {text: [one.result for one in ranked]}
                     (way,) = ways(name, results, rows, None, config.seed, config.resamples)
                     found.append((text, votes, budget, way))
-    best = pareto([way.tokens for *_, way in found], [way.accuracy.estimate for *_, way in found])
-    settings = [Setting(*one, front) for one, front in zip(found, best, strict=True)]
+    settings = []
+    for name in config.judges:
+        mine = [one for one in found if one[-1].judge == name]
+        best = pareto([way.tokens for *_, way in mine], [way.accuracy.estimate for *_, way in mine])
+        settings += [Setting(*one, front) for one, front in zip(mine, best, strict=True)]
     limits = bounds(rows, config.seed, config.resamples)
     return Report(
         "What does accuracy cost?",
@@ -59,7 +62,7 @@ def run(config: CostConfig, session: Session) -> Report:
         {"queries": len(rows), "settings": settings, "bounds": limits},
         [Table("Cheapest first; costs are means a query", _rows(settings), left=2)],
         [
-            "★: no other setting here is as accurate for fewer tokens. This choice is itself as uncertain as the "
+            "★: no other setting of this judge is as accurate for fewer tokens. This choice is as uncertain as the "
             "intervals are wide (95 %, bootstrap over queries).",
             f"Without a judge: a random candidate {percent(limits.candidate)}, the most common answer "
             f"{percent(limits.majority)}, oracle {percent(limits.oracle)}.",
@@ -100,8 +103,8 @@ def _draw(figure: "Figure", settings: Sequence[Setting], limits: Bounds) -> None
                 markeredgecolor="black" if one.best else colour, markeredgewidth=1.3,
             )  # fmt: skip
             handles[one.strategy] = axes.plot([], [], "s", color=colour)[0]
-        front = sorted((one.way.tokens, 100 * one.way.accuracy.estimate) for one in settings if one.best)
-        (handles["best (★, all judges)"],) = axes.step(*zip(*front, strict=True), where="post", color="black", lw=0.8)
+        front = sorted((one.way.tokens, 100 * one.way.accuracy.estimate) for one in mine if one.best)
+        (handles["best (★)"],) = axes.step(*zip(*front, strict=True), where="post", color="black", lw=0.8)
         handles["oracle"] = axes.axhline(100 * limits.oracle.estimate, color="#555555", linewidth=1, linestyle=":")
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
