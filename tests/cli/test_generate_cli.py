@@ -17,6 +17,8 @@ from rrm_jax.sampling.protocol import Decoding, Request
 from rrm_jax.sampling.sampler import Sampler
 from rrm_jax.testing import realistic_params, tiny_config, write_hf_checkpoint
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -25,6 +25,9 @@ from rrm_jax.judging.template import load_template
 from rrm_jax.ranking.protocol import Comparison
 from rrm_jax.sampling.protocol import Completion, Decoding
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+
 TEMPLATE = """name = "short"
 system = "Which is better?"
 user = '''{query}

@@ -7,6 +7,8 @@ import pytest
 
 from rrm_jax.cli.main import app
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):

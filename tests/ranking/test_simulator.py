@@ -18,6 +18,8 @@ FIELD = field_of([Item(str(at), SIZE) for at in range(COUNT)], 0)
 WORLD = draw_world(FIELD, SIZE)
 NOTHING = Games(*(np.zeros((COUNT, 1), kind) for kind in (np.int32, np.int32, np.float32, bool)))
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 
 def pairs(*named):
     first, second = (np.tile(np.array(x, np.int32), (COUNT, 1)) for x in zip(*named, strict=True))

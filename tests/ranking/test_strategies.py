@@ -18,6 +18,9 @@ from rrm_jax.ranking.rating import Rating
 from rrm_jax.ranking.stopping import Stop
 from rrm_jax.ranking.strategies import Knockout, RandomOpponents, RoundRobin, Swiss
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+
 STRATEGIES = (RoundRobin(), RoundRobin(in_rounds=True), RandomOpponents(2), Knockout(), Knockout(seeding=1), Swiss())
 STRATEGIES = (*STRATEGIES, Adaptive(correlation=0.0))
 NAMES = [f"{type(strategy).__name__}-{at}" for at, strategy in enumerate(STRATEGIES)]
