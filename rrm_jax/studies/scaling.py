@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rrm_jax.evaluation.published import MATH_BEST_OF_8, REWARDBENCH, REWARDBENCH_VOTING, SOURCE, rewardbench_rows
 from rrm_jax.evaluation.statistics import RESAMPLES, Interval, Paired, bootstrap_interval, paired_bootstrap
 from rrm_jax.judging.judge import Judgment
 from rrm_jax.ranking.entry import parse_entry
 from rrm_jax.studies.best_of import Bounds, Way, bounds, game_rows, parse_correct, play, ways
 from rrm_jax.studies.common import Counts, Session, counts_of
 from rrm_jax.studies.config import ScalingConfig
-from rrm_jax.studies.published import MATH_BEST_OF_8, REWARDBENCH, REWARDBENCH_VOTING, SOURCE, rewardbench_rows
 from rrm_jax.studies.report import COLOURS, MARKERS, Report, Table, finish, p_value, percent, points, spread
 from rrm_jax.studies.voting import first, voting_credits
 

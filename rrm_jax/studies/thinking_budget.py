@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rrm_jax.evaluation.published import SOURCE
 from rrm_jax.evaluation.statistics import RESAMPLES, Interval, Paired, bootstrap_interval, paired_bootstrap
 from rrm_jax.judging.judge import Judgment
 from rrm_jax.studies.common import Counts, Session, counts_of, mean_credit
 from rrm_jax.studies.config import ThinkingBudgetConfig
-from rrm_jax.studies.published import SOURCE
 from rrm_jax.studies.report import COLOURS, MARKERS, Report, Table, finish, p_value, percent, points, spread
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from rrm_jax.data.records import checked_text, parse_candidates, text_field
 from rrm_jax.data.table_files import Row
 from rrm_jax.evaluation.benchmarks.base import Benchmark, Item, Judged, Pick, Policy, Published, Verdicts
 from rrm_jax.evaluation.benchmarks.scores import Node, Table, ratio
+from rrm_jax.evaluation.published import MATH_BEST_OF_8
 
 PICKED = "Picked"
 _MEAN, _MAJORITY, _REWARD, _WEIGHTED, _ORACLE = range(2, 12, 2)
@@ -135,6 +136,8 @@ def _checked(id: str, pick: Pick, sizes: Mapping[str, int]) -> Pick:
     return pick
 
 
+_SMALL, _LARGE = MATH_BEST_OF_8
+
 BENCHMARK = Benchmark(
     name="best-of-n",
     what="given candidates of which some are right: MATH, GSM8K, MMLU-Pro, GPQA, or your own",
@@ -150,7 +153,11 @@ BENCHMARK = Benchmark(
     adapt=adapt,
     read_verdicts=read_verdicts,
     published=(
-        Published("RRM-7B, MATH, 8 candidates of Qwen2.5-Math-7B-Instruct, knockout", "as remembered", {PICKED: 88.2}),
-        Published("RRM-32B, the same", "as remembered", {PICKED: 90.0}),
+        Published(
+            f"{_SMALL.judge}, MATH, 8 candidates of Qwen2.5-Math-7B-Instruct, knockout",
+            "as remembered",
+            {PICKED: _SMALL.knockout},
+        ),
+        Published(f"{_LARGE.judge}, the same", "as remembered", {PICKED: _LARGE.knockout}),
     ),
 )

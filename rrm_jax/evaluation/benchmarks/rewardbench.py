@@ -13,6 +13,7 @@ from rrm_jax.data.records import checked_text, id_field, text_field
 from rrm_jax.data.table_files import Row
 from rrm_jax.evaluation.benchmarks.base import Benchmark, Game, Item, Published, pair_measure
 from rrm_jax.evaluation.benchmarks.scores import Node, Table, mean, ratio
+from rrm_jax.evaluation.published import REWARDBENCH, REWARDBENCH_VOTING, RewardBench
 
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {
@@ -78,6 +79,15 @@ def read_subsets(content: Any) -> Mapping[str, Mapping[str, float]] | None:
 
 _CODE, _RECALL = "released evaluation results", "as remembered, not re-read"
 
+
+def _published(one: RewardBench) -> Published:
+    scores = {
+        "Overall": one.overall, "Chat": one.chat, "Chat Hard": one.chat_hard, "Safety": one.safety,
+        "Reasoning": one.reasoning,
+    }  # fmt: skip
+    return Published(one.judge, _CODE if one.source == "code" else _RECALL, scores)
+
+
 BENCHMARK = Benchmark(
     name="rewardbench",
     what="chosen and rejected responses in chat, hard chat, safety and reasoning",
@@ -92,33 +102,6 @@ BENCHMARK = Benchmark(
     split="filtered",
     rows=ROWS,
     right_first=True,
-    published=(
-        Published(
-            "RRM-7B", _CODE, {"Overall": 82.2, "Chat": 87.7, "Chat Hard": 70.4, "Safety": 80.7, "Reasoning": 90.0}
-        ),
-        Published(
-            "RRM-32B", _CODE, {"Overall": 91.2, "Chat": 94.7, "Chat Hard": 81.1, "Safety": 90.7, "Reasoning": 98.3}
-        ),
-        Published(
-            "RRM-7B voting@16",
-            _RECALL,
-            {"Overall": 84.8, "Chat": 92.1, "Chat Hard": 71.5, "Safety": 81.3, "Reasoning": 93.8},
-        ),
-        Published(
-            "RRM-32B voting@16",
-            _RECALL,
-            {"Overall": 91.9, "Chat": 96.1, "Chat Hard": 81.4, "Safety": 91.6, "Reasoning": 98.6},
-        ),
-        Published(
-            "DirectJudge-7B",
-            _RECALL,
-            {"Overall": 80.2, "Chat": 86.0, "Chat Hard": 69.7, "Safety": 85.5, "Reasoning": 79.5},
-        ),
-        Published(
-            "DirectJudge-32B",
-            _RECALL,
-            {"Overall": 90.4, "Chat": 96.1, "Chat Hard": 85.1, "Safety": 89.5, "Reasoning": 90.9},
-        ),
-    ),
+    published=tuple(map(_published, (*REWARDBENCH[:2], *REWARDBENCH_VOTING, *REWARDBENCH[2:]))),
     unverified="The rows were not at hand: only the sections' formula is checked against published numbers.",
 )
