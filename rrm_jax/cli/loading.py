@@ -15,8 +15,30 @@ if TYPE_CHECKING:
     from rrm_jax.sampling.stats import Stats
 
 
+_REPORTED = 20
+
+
 def warn(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
+
+
+class MalformedRows:
+    """Says the first malformed rows on stderr, then only `rest`, and counts them all; with `strict`, raises at the
+    first."""
+
+    def __init__(self, rest: str = "further malformed rows are only counted", strict: bool = False):
+        self._rest, self._strict, self.count = rest, strict, 0
+
+    def __call__(self, message: str) -> None:
+        from rrm_jax.errors import RrmError
+
+        if self._strict:
+            raise RrmError(message)
+        self.count += 1
+        if self.count <= _REPORTED:
+            warn(message)
+        elif self.count == _REPORTED + 1:
+            warn(self._rest)
 
 
 def parse_mesh(text: str) -> "MeshShape":

@@ -14,6 +14,7 @@ from rrm_jax.data.answers import strip_thinking
 from rrm_jax.data.jsonl import RowError
 from rrm_jax.data.prepared import Record
 from rrm_jax.data.records import Candidates, Pair, parse_candidates, parse_pair, parse_question
+from rrm_jax.data.shingles import digest
 from rrm_jax.data.stream import PairStream
 
 Kind = Literal["pairs", "candidates", "questions", "judged"]
@@ -142,8 +143,8 @@ class Overview:
         self._add_text("query", record.query)
         for at, response in enumerate(responses, start=1):
             self._add_text(f"response_{at}" if isinstance(record, Pair) else "responses", response)
-        self._queries.add(_digest([record.query]))
-        texts = _digest([record.query, *sorted(responses)])
+        self._queries.add(digest([record.query]))
+        texts = digest([record.query, *sorted(responses)])
         self.duplicates += texts in self._texts
         self._texts.add(texts)
 
@@ -165,12 +166,3 @@ class Overview:
             return 0
         stream = PairStream(self.labelled, seed)
         return sum(pair.label == 1 for pair in stream.batch(0, len(self.labelled)))
-
-
-def _digest(texts: list[str]) -> bytes:
-    made = hashlib.blake2b(digest_size=16)
-    for text in texts:
-        encoded = text.encode("utf-8")
-        made.update(len(encoded).to_bytes(8))
-        made.update(encoded)
-    return made.digest()

@@ -34,6 +34,11 @@ def is_prepared(path: Path) -> bool:
     return (path / FACTS).is_file()
 
 
+def content_file(path: Path) -> Path:
+    """The file whose SHA-256 says which records there are: `path`, or, of a prepared directory, the facts in it."""
+    return path / FACTS if is_prepared(path) else path
+
+
 def write_prepared(
     out: Path,
     builder: type,

@@ -9,7 +9,7 @@ from typing import Any
 
 from rrm_jax.data.jsonl import Reader, RowError, decode_row, encode_row
 from rrm_jax.data.overview import PARSERS, kind_of
-from rrm_jax.data.prepared import FACTS, Kind, Record, open_prepared
+from rrm_jax.data.prepared import Kind, Record, open_prepared
 from rrm_jax.errors import RrmError
 
 
@@ -74,10 +74,6 @@ class JsonlFile:
         with open(self.path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def facts_file(self) -> Path:
-        """The file whose SHA-256 says which rows there are."""
-        return self.path
-
 
 class PreparedRows:
     """Records of a prepared data set; a row's line is the record's JSON. Numbers are from 1."""
@@ -99,9 +95,6 @@ class PreparedRows:
 
     def fingerprint(self) -> str:
         return self.prepared.fingerprint
-
-    def facts_file(self) -> Path:
-        return self.path / FACTS
 
 
 RowFile = JsonlFile | PreparedRows

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rrm_jax.data.pairs import open_pairs
-from rrm_jax.data.prepared import FACTS, Prepared, is_prepared
+from rrm_jax.data.prepared import Prepared, content_file, is_prepared
 from rrm_jax.data.stream import PairStream, Part
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.errors import RrmError
@@ -59,11 +59,6 @@ def data_files(config: TrainConfig) -> dict[str, str | Path]:
     if config.data.eval:
         files["eval"] = config.data.eval
     return files
-
-
-def content_file(path: Path) -> Path:
-    """The file that stands for a data set: itself, or what tells a prepared one's content."""
-    return path / FACTS if is_prepared(path) else path
 
 
 def _contents(path: Path, limit: int | None) -> str:

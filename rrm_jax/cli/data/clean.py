@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from rrm_jax.data.row_files import RawRow
     from rrm_jax.evaluation.cleaning_report import Left
 
-_REPORTED = 20
-
 
 @dataclasses.dataclass(frozen=True)
 class _Duplicates:
@@ -138,10 +136,11 @@ def command(
         --languages en,zh
       rrm data clean --undo clean.jsonl --out pairs-again.jsonl
     """
-    from rrm_jax.cli.loading import Progress, warn
+    from rrm_jax.cli.loading import MalformedRows, Progress, warn
     from rrm_jax.data.cleaned_files import beside, check_out, write_cleaned
     from rrm_jax.data.cleaning import MALFORMED, NEAR, Cleaning
     from rrm_jax.data.near_duplicates import NearDuplicates
+    from rrm_jax.data.prepared import content_file
     from rrm_jax.data.row_files import open_rows
     from rrm_jax.errors import RrmError
     from rrm_jax.evaluation.cleaning_report import Left
@@ -162,8 +161,8 @@ def command(
     near = None if duplicates.near is None else NearDuplicates(duplicates.near, duplicates.seed)
     names = tuple(name for one in filters for name in one.names) + ((NEAR,) if near is not None else ())
     settings = {key: value for group in groups for key, value in vars(group).items()}
-    cleaning, left = Cleaning(rows, filters, near, duplicates.by, _Malformed(strict)), Left(names)
-    inputs, anew = {"data": rows.facts_file()} | inputs, not out.exists()
+    cleaning, left = Cleaning(rows, filters, near, duplicates.by, MalformedRows(strict=strict)), Left(names)
+    inputs, anew = {"data": content_file(data)} | inputs, not out.exists()
     with pinned(beside(out)[1], config=settings, seed=duplicates.seed, inputs=inputs, anew=anew):
         before = rows.fingerprint()
         with Progress("reading", len(rows)) as progress:
@@ -176,25 +175,6 @@ def command(
     if count := left.reasons[MALFORMED]:
         warn(f"{count} malformed row(s) of {data} were left out")
         raise typer.Exit(1)
-
-
-class _Malformed:
-    """Says the first malformed rows on stderr; with `strict`, stops at the first."""
-
-    def __init__(self, strict: bool):
-        self._strict, self._count = strict, 0
-
-    def __call__(self, message: str) -> None:
-        from rrm_jax.cli.loading import warn
-        from rrm_jax.errors import RrmError
-
-        if self._strict:
-            raise RrmError(message)
-        self._count += 1
-        if self._count <= _REPORTED:
-            warn(message)
-        elif self._count == _REPORTED + 1:
-            warn("further malformed rows are only counted")
 
 
 def _told(

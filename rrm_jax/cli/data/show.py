@@ -10,11 +10,10 @@ import typer
 from rrm_jax.cli.options import Strict, with_options
 
 if TYPE_CHECKING:
+    from rrm_jax.cli.loading import MalformedRows
     from rrm_jax.data.overview import Kind
     from rrm_jax.evaluation.data_page import Part
     from rrm_jax.evaluation.prompt_view import View
-
-_REPORTED = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,13 +206,13 @@ def _read(
 ) -> "Part":
     import itertools
 
-    from rrm_jax.cli.loading import Progress
+    from rrm_jax.cli.loading import MalformedRows, Progress
     from rrm_jax.data.near_duplicates import NearDuplicates, texts_of
     from rrm_jax.data.overview import Overview, Sample
     from rrm_jax.evaluation.data_page import Near, Part, Tokens
     from rrm_jax.evaluation.judged_overview import Judged
 
-    report = _Malformed(path)
+    report = MalformedRows(f"further malformed rows of {path} are only counted")
     kind, count, records = _open(path, strict, report)
     overview: Any = Judged() if kind == "judged" else Overview(kind)
     tokens = Tokens(view) if view is not None and kind != "judged" else None
@@ -239,23 +238,7 @@ def _read(
     return Part(str(path), overview, tokens, drawn[: look.examples], weight, report.count, counted)
 
 
-class _Malformed:
-    """Says the first malformed rows on stderr, and counts them all."""
-
-    def __init__(self, path: Path):
-        self.path, self.count = path, 0
-
-    def __call__(self, message: str) -> None:
-        from rrm_jax.cli.loading import warn
-
-        self.count += 1
-        if self.count <= _REPORTED:
-            warn(message)
-        elif self.count == _REPORTED + 1:
-            warn(f"further malformed rows of {self.path} are only counted")
-
-
-def _open(path: Path, strict: bool, report: _Malformed) -> "tuple[Kind, int, Iterator[Any]]":
+def _open(path: Path, strict: bool, report: "MalformedRows") -> "tuple[Kind, int, Iterator[Any]]":
     """What a path holds, about how many rows, and the rows."""
     from rrm_jax.data.jsonl import Reader
     from rrm_jax.data.overview import PARSERS, kind_of

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rrm_jax.cli.data.verify import VerifyingOptions, fingerprinted, open_pool, settings_of
+from rrm_jax.cli.data.verify import VerifyingOptions, open_pool, settings_of
 from rrm_jax.cli.options import ModelOptions, Strict, with_options
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ def command(
         --out candidates.jsonl
     """
     from rrm_jax.cli.loading import Progress
+    from rrm_jax.data.prepared import content_file
     from rrm_jax.data.samples import CandidateFile, LoggedSamples
     from rrm_jax.data.synthesis import GIVEN, Synthesis, mark_samples
     from rrm_jax.errors import RrmError
@@ -156,7 +157,7 @@ def command(
     settings = _settings(drawing, verifying) | ({"unverified": True} if given.unverified else {})
     inputs: dict[str, str | Path] = {f"candidates {at}": path for at, path in enumerate(given.candidates or ())}
     if given.questions is not None:
-        inputs["questions"] = fingerprinted(given.questions)
+        inputs["questions"] = content_file(given.questions)
     with pinned(run, config=settings, seed=drawing.seed, inputs=inputs), pool:
         for options in _each_model(models):
             skipped += _draw(options, drawing, questions, directory)

@@ -84,6 +84,7 @@ def command(
     """
     from rrm_jax.cli.loading import Progress, check_rows, warn
     from rrm_jax.data.jsonl import Reader
+    from rrm_jax.data.prepared import content_file
     from rrm_jax.data.records import Unique
     from rrm_jax.errors import RrmError
     from rrm_jax.provenance import pinned
@@ -99,7 +100,7 @@ def command(
     skipped += check_rows(candidates, Unique(parse), strict, lambda row: ids.append(row.id))
     inputs: dict[str, str | Path] = {"candidates": candidates}
     if questions is not None:
-        inputs["questions"] = fingerprinted(questions)
+        inputs["questions"] = content_file(questions)
     tally, progress = Tally(show), Progress("verifying", len(ids))
 
     def marked() -> Iterator[dict[str, Any]]:
@@ -196,13 +197,6 @@ def read_questions(path: Path, strict: bool) -> "tuple[dict[str, Question], int]
             skipped += 1
             warn(f"{path}: id {question.id!r}: {error}")
     return questions, skipped
-
-
-def fingerprinted(questions: Path) -> Path:
-    """The file whose bytes tell one set of questions from another."""
-    from rrm_jax.data.prepared import FACTS, is_prepared
-
-    return questions / FACTS if is_prepared(questions) else questions
 
 
 def verified(rows: Iterable[Answered], rule: str, pool: "VerifierPool") -> "Iterator[tuple[Answered, list[Outcome]]]":
