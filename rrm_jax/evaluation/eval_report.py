@@ -24,6 +24,7 @@ def percent(value: float | None) -> str:
 
 
 def score_rows(scores: Sequence[Score]) -> Rows:
+    """A line a score of the whole tree, parts indented, with the counts beside it."""
     rows = [_HEAD]
     for top in scores:
         for depth, score in top.walk():
@@ -74,6 +75,7 @@ def curve_rows(curve: Mapping[int, Sequence[Score]]) -> Rows:
 
 
 def published_rows(benchmark: Benchmark) -> Rows:
+    """What others published of this benchmark, in percent, and how it is known; no row where there is nothing."""
     names = list(dict.fromkeys(name for one in benchmark.published for name in one.scores))
     rows = [["published (not measured here)", *names, "from"]]
     for one in benchmark.published:
@@ -82,6 +84,7 @@ def published_rows(benchmark: Benchmark) -> Rows:
 
 
 def difference_rows(found: Sequence[Difference]) -> Rows:
+    """A line a score of two runs over the same items: difference in points, interval, and both tests."""
     rows = [["score", "this", "other", "difference", "95 % interval", "p, bootstrap", "p, McNemar", "items"]]
     for one in found:
         between = "–" if one.low is None else f"{percent(one.low)} – {percent(one.high)}"
