@@ -51,7 +51,7 @@ def command(
     resolved = study_config(name, config, overrides or [])
     progress = Progress(f"study {name}")
     with progress:
-        text, skipped = run_study(name, resolved, _Models(progress).open_judge, warn, progress.advance)
+        text, _, skipped = run_study(name, resolved, _Models(progress).open_judge, warn, progress.advance)
     print(text)
     print(f"{resolved.output}: data.json, table.md, figure.png, run.json")
     if skipped:

@@ -102,6 +102,61 @@ def wilson_interval(share: float, n: int, z: float = 1.959964) -> Interval:
     return Interval(share, middle - half, middle + half, n)
 
 
+def newcombe_interval(a: Interval, b: Interval) -> Interval:
+    """The difference a − b of two shares from their Wilson intervals, as if of different items (Newcombe's hybrid
+    score interval): too wide where both are of the same."""
+    difference = a.estimate - b.estimate
+    below = math.hypot(a.estimate - a.low, b.high - b.estimate)
+    above = math.hypot(a.high - a.estimate, b.estimate - b.low)
+    return Interval(difference, difference - below, difference + above, min(a.n, b.n))
+
+
+def over_seeds(found: Sequence[Interval]) -> Interval:
+    """The mean of several seeds' estimates, and the wider one of two 95 % intervals: Student's over the seeds, which
+    knows how training and sampling differ, and the normal one of all items together, which few seeds that agree by
+    chance cannot make too narrow. `n` is of all items. Seeds without an estimate are left out."""
+    known = [one for one in found if math.isfinite(one.estimate)]
+    if len(known) < 2:
+        return known[0] if known else found[0]
+    values = np.array([one.estimate for one in known])
+    widths = np.nan_to_num([one.high - one.low for one in known])
+    items = float(np.sqrt(np.sum(widths**2))) / 2 / len(known)
+    half = max(_student(len(known) - 1) * _standard_error(values), items)
+    middle = float(values.mean())
+    return Interval(middle, middle - half, middle + half, sum(one.n for one in known))
+
+
+def paired_over_seeds(found: Sequence[Paired]) -> Paired:
+    """The same for differences. `p` is the larger one of a t-test's over the seeds' differences, and of the sign test's
+    over all items."""
+    differences = [one.difference for one in found]
+    better, worse = sum(one.a_better for one in found), sum(one.b_better for one in found)
+    p = mcnemar_exact(better, worse)
+    if len(found) > 1:
+        p = max(p, _t_test(np.array([one.estimate for one in differences])))
+    return Paired(over_seeds(differences), better, worse, p)
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def _student(freedom: int) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.975))
+
+
+def _t_test(values: np.ndarray) -> float:
+    """Two-sided p of the mean being 0."""
+    from scipy.special import stdtr
+
+    mean, error = float(values.mean()), _standard_error(values)
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * stdtr(len(values) - 1, -abs(mean) / error))
+
+
 def mcnemar_exact(b: int, c: int) -> float:
     """McNemar's exact two-sided p: of `b` items that only the one has right and `c` that only the other has right,
     each is a fair coin if both are equally good."""

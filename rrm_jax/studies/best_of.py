@@ -17,6 +17,7 @@ from rrm_jax.ranking.protocol import Item, Result
 from rrm_jax.ranking.tournament import Ranked, run_tournaments
 from rrm_jax.studies.common import Session
 from rrm_jax.studies.config import JudgeConfig
+from rrm_jax.studies.pooling import Total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Way:
     comparisons: float
     votes: float
     tokens: float
-    invalid: int
-    cut_off: int
+    invalid: Total
+    cut_off: Total
     against: Paired | None
 
     @property

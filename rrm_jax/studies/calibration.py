@@ -11,7 +11,8 @@ from rrm_jax.evaluation.statistics import RESAMPLES, Interval, bootstrap_interva
 from rrm_jax.judging.judge import Judgment
 from rrm_jax.studies.common import Counts, Session, counts_of
 from rrm_jax.studies.config import CalibrationConfig
-from rrm_jax.studies.report import COLOURS, MARKERS, Report, Table, finish, percent, spread
+from rrm_jax.studies.pooling import Total
+from rrm_jax.studies.report import COLOURS, MARKERS, Claim, Report, Table, brackets, finish, percent, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +30,17 @@ class Bin:
     sure: float
     right: Interval
 
+    @classmethod
+    def pooled(cls, found: Sequence["Bin"]) -> "Bin":
+        """Of all their pairs together: a bin may hold hardly any of one seed."""
+        known = [one for one in found if one.right.n]
+        if not known:
+            return found[0]
+        pairs = [one.right.n for one in known]
+        right = float(np.average([one.right.estimate for one in known], weights=pairs))
+        sure = float(np.average([one.sure for one in known], weights=pairs))
+        return cls(known[0].low, known[0].high, sure, wilson_interval(right, sum(pairs)))
+
 
 @dataclasses.dataclass(frozen=True)
 class Reliability:
@@ -37,13 +49,20 @@ class Reliability:
 
     judge: str
     measure: Measure
-    pairs: int
-    left_out: int
+    pairs: Total
+    left_out: Total
     sure: float
     right: Interval
     error: Interval
     brier: Interval
     bins: tuple[Bin, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    pairs: Total
+    reliability: tuple[Reliability, ...]
+    counts: dict[str, Counts]
 
 
 def for_first(judgment: Judgment, measure: Measure) -> float | None:
@@ -82,20 +101,23 @@ def compute(
         measure,
         len(known),
         len(judgments) - len(known),
-        float(sure.mean()) if len(known) else float("nan"),
+        _mean(sure),
         bootstrap_interval(right, seed, resamples),
         bootstrap_of(error, len(known), seed, resamples),
         bootstrap_interval((sure - right) ** 2, seed, resamples),
         tuple(
-            Bin(float(edges[at]), float(edges[at + 1]), float(sure[place == at].mean()),
-                wilson_interval(float(right[place == at].mean()), int(np.sum(place == at))))
+            Bin(float(edges[at]), float(edges[at + 1]), _mean(sure[place == at]),
+                wilson_interval(_mean(right[place == at]), int(np.sum(place == at))))
             for at in range(bins)
-            if np.any(place == at)
         ),
     )  # fmt: skip
 
 
-def run(config: CalibrationConfig, session: Session) -> Report:
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def find(config: CalibrationConfig, session: Session) -> Found:
     pairs = session.pairs(config.pairs, config.limit)
     found: list[Reliability] = []
     counts: dict[str, Counts] = {}
@@ -108,20 +130,39 @@ def run(config: CalibrationConfig, session: Session) -> Report:
         if judge.constrain_verdict:
             measures.append("probability")
         found += [compute(name, judgments, one, config.bins, config.seed, config.resamples) for one in measures]
+    return Found(len(pairs), tuple(found), counts)
+
+
+def report(config: CalibrationConfig, of: Found, seeds: Sequence[int]) -> Report:
+    found = of.reliability
     return Report(
         "Can a judge's sureness be believed?",
-        f"{len(pairs)} labelled pairs, {config.votes} votes each, every vote in a random order.",
-        {"pairs": len(pairs), "found": found, "counts": counts},
+        f"{of.pairs} labelled pairs, {config.votes} votes each, every vote in a random order.",
+        of,
         [Table("Overall", _overall(found), left=2), Table("Bins", _bins(found), left=2)],
+        _says(found),
         [
             "Sure: the share of valid votes for the preferred response, or the mean probability of its verdict (of "
             "judges with constrain_verdict). Right: a tie counts ½.",
             "Calibration error: the mean over pairs of |sure − right| of their bin; of small samples it is above 0 "
-            "even for a perfect judge. In brackets: 95 % intervals over pairs, by bootstrap; of bins, Wilson's.",
+            f"even for a perfect judge. {brackets(seeds, 'pairs')} Of bins: Wilson's.",
         ],
         lambda figure: _draw(figure, found),
         (9.0, 4.4),
     )
+
+
+def _says(found: Sequence[Reliability]) -> list[Claim]:
+    return [
+        Claim(
+            "",
+            None,
+            f"{one.judge} by {one.measure}: {100 * one.sure:.1f} % sure and {100 * one.right.estimate:.1f} % right on "
+            f"average, {'surer than it is right' if one.sure > one.right.estimate else 'less sure than it is right'}; "
+            f"calibration error {percent(one.error)}.",
+        )
+        for one in found
+    ]
 
 
 def _overall(found: Sequence[Reliability]) -> list[list[str]]:
@@ -133,10 +174,14 @@ def _overall(found: Sequence[Reliability]) -> list[list[str]]:
     return rows
 
 
+def filled(one: Reliability) -> list[Bin]:
+    return [of for of in one.bins if of.right.n]
+
+
 def _bins(found: Sequence[Reliability]) -> list[list[str]]:
     rows = [["judge", "sure by", "bin", "pairs", "sure", "right"]]
     for one in found:
-        for of in one.bins:
+        for of in filled(one):
             edges = f"{100 * of.low:.0f} … {100 * of.high:.0f} %"
             rows.append([one.judge, one.measure, edges, str(of.right.n), percent(of.sure), percent(of.right)])
     return rows
@@ -148,14 +193,15 @@ def _draw(figure: "Figure", found: Sequence[Reliability]) -> None:
     width = 0.8 / max(len(found), 1)
     for at, one in enumerate(found):
         colour, name = COLOURS[at % 8], f" {one.judge}, {one.measure}"
-        middle, ends = spread([of.right for of in one.bins])
+        bins = filled(one)
+        middle, ends = spread([of.right for of in bins])
         left.errorbar(
-            [100 * of.sure for of in one.bins], middle, ends, color=colour, marker=MARKERS[at % 8], markersize=5,
+            [100 * of.sure for of in bins], middle, ends, color=colour, marker=MARKERS[at % 8], markersize=5,
             capsize=2, linewidth=1.2, label=name,
         )  # fmt: skip
-        step = 100 * (one.bins[0].high - one.bins[0].low) if one.bins else 1
-        places = [100 * of.low + step * (0.1 + width * (at + 0.5)) for of in one.bins]
-        shares = [100 * of.right.n / one.pairs for of in one.bins]
+        step = 100 * (one.bins[0].high - one.bins[0].low)
+        places = [100 * of.low + step * (0.1 + width * (at + 0.5)) for of in bins]
+        shares = [100 * of.right.n / one.pairs for of in bins]
         right.bar(places, shares, step * width * 0.95, color=colour, label=name)
     finish(left, "Reliability", "how sure, %", "how often right, %")
     finish(right, "How often so sure", "how sure, %", "pairs, %")

@@ -1,7 +1,7 @@
 """What studies share: judging through one store, and reading their data."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ from rrm_jax.data.records import Pair, Unique, parse_labelled_pair
 from rrm_jax.judging.judge import Judge, Judgment, OrderPolicy, Vote
 from rrm_jax.judging.store import VoteLog
 from rrm_jax.studies.config import JudgeConfig
+from rrm_jax.studies.pooling import Total
 
 
 class OpenJudge(Protocol):
@@ -25,6 +26,7 @@ class Session:
     """One run of a study: the store of all its votes (None: it only reads), and what happened on the way.
 
     `skipped` counts malformed rows, which `report` is told of; `settings` are those of every judge that was asked.
+    `logs` are further files to write, by name: their rows, as JSON lines.
     """
 
     seed: int
@@ -34,6 +36,7 @@ class Session:
     advance: Callable[[], None] = lambda: None
     skipped: int = 0
     settings: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    logs: dict[str, Sequence[Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
 
     def judge(
         self, name: str, judge: JudgeConfig, *, votes: int = 1, order: OrderPolicy = "random", budget: int | None = None
@@ -86,12 +89,12 @@ def each_vote(judgments: Iterable[Judgment]) -> Iterator[tuple[Vote, Pair]]:
 class Counts:
     """What belongs beside a score: how many votes, how many of them had no verdict or were cut, and what they cost."""
 
-    votes: int
-    invalid: int
-    cut_off: int
-    truncated_inputs: int
-    forced: int
-    tokens: int
+    votes: Total
+    invalid: Total
+    cut_off: Total
+    truncated_inputs: Total
+    forced: Total
+    tokens: Total
 
     @property
     def tokens_a_vote(self) -> float:

@@ -11,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from rrm_jax.studies.pooling import Total
+
 Unit = Literal["word", "character"]
 WIDTH = 8192  # D; two n-grams rarely share a place
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\w\s]")
@@ -19,14 +21,15 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\w\s]")
 @dataclasses.dataclass(frozen=True)
 class Diversity:
     """`distance` is the mean cosine distance over all pairs of traces, `within` over pairs about the same question
-    (of `questions` with two traces at least); NaN where there is no pair. `clusters` are by the rule of `cluster`."""
+    (of `questions` with two traces at least); NaN where there is no pair. `clusters` are by the rule of `cluster`, and
+    `largest` is the size of the largest."""
 
-    traces: int
+    traces: Total
     distance: float
     within: float
-    questions: int
-    clusters: int
-    largest: int
+    questions: Total
+    clusters: float
+    largest: float
 
 
 def words(text: str) -> list[str]:
@@ -92,6 +95,6 @@ def diversity(
         mean_distance(units),
         float(np.mean(within)) if within else float("nan"),
         len(within),
-        len(clusters),
-        int(clusters.max(initial=0)),
+        float(len(clusters)),
+        float(clusters.max(initial=0)),
     )

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rrm_jax.evaluation.statistics import Interval, wilson_interval
+from rrm_jax.evaluation.statistics import Interval, newcombe_interval, wilson_interval
 from rrm_jax.evaluation.training_log import TrainingLog, read_training_log
 from rrm_jax.studies.common import Session
 from rrm_jax.studies.config import DynamicsConfig
-from rrm_jax.studies.report import COLOURS, MARKERS, Report, Table, finish, percent, spread
+from rrm_jax.studies.report import COLOURS, MARKERS, Report, Table, brackets, claim, finish, percent, points, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +37,22 @@ class Curve:
     intervals: tuple[Interval, ...] | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """How far a run has come. `learned` is the last held-out accuracy over the first; None where there are not two."""
+
+    name: str
+    step: int
+    steps: int
+    learned: Interval | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    runs: tuple[Run, ...]
+    curves: tuple[Curve, ...]
+
+
 def compute(logs: dict[str, TrainingLog]) -> list[Curve]:
     """The curves of PANELS that the runs have.
 
@@ -59,19 +75,46 @@ def compute(logs: dict[str, TrainingLog]) -> list[Curve]:
     return curves
 
 
-def run(config: DynamicsConfig, session: Session) -> Report:
+def find(config: DynamicsConfig, session: Session) -> Found:
     logs = {name: read_training_log(Path(path)) for name, path in config.runs.items()}
     curves = compute(logs)
+    runs = [
+        Run(name, log.step, int(log.settings.get("steps", 0)), _learned(name, curves)) for name, log in logs.items()
+    ]
+    return Found(tuple(runs), tuple(curves))
+
+
+def _learned(name: str, curves: Sequence[Curve]) -> Interval | None:
+    for one in curves:
+        if (one.run, one.metric) == (name, "accuracy") and one.intervals is not None and len(one.intervals) > 1:
+            return newcombe_interval(one.intervals[-1], one.intervals[0])
+    return None
+
+
+def report(config: DynamicsConfig, found: Found, seeds: Sequence[int]) -> Report:
     return Report(
         "How do judges change in training?",
-        "; ".join(f"{name}: step {log.step} of {log.settings.get('steps')}" for name, log in logs.items()) + ".",
-        {"curves": curves},
-        [Table("First, most and last", _rows(curves), left=2)],
+        "; ".join(f"{one.name}: step {one.step} of {one.steps}" for one in found.runs) + ".",
+        found,
+        [Table("First, most and last", _rows(found.curves), left=2)],
         [
-            "In brackets: Wilson's 95 % intervals over the held-out pairs, a pair's two verdicts counted as one.",
+            claim(
+                f"{one.name}: verdicts on held-out pairs get better in training",
+                one.learned,
+                f"{points(one.learned)} points from step {curve.steps[0]} to {curve.steps[-1]}, to "
+                f"{100 * curve.values[-1]:.1f} %.",
+            )
+            for one in found.runs
+            for curve in found.curves
+            if one.learned is not None and (curve.run, curve.metric) == (one.name, "accuracy")
+        ],
+        [
+            "In brackets: Wilson's 95 % intervals over the held-out pairs, a pair's two verdicts counted as one."
+            if len(seeds) == 1
+            else brackets(seeds, "held-out pairs"),
             "Most: the largest value, whether that is good or not.",
         ],
-        lambda figure: _draw(figure, curves),
+        lambda figure: _draw(figure, found.curves),
         (12.0, 6.4),
     )
 

@@ -14,7 +14,8 @@ from rrm_jax.ranking.intransitivity import Intransitivity, champion_chances, of_
 from rrm_jax.studies.best_of import parse_correct
 from rrm_jax.studies.common import Session
 from rrm_jax.studies.config import GamesConfig, IntransitivityConfig
-from rrm_jax.studies.report import COLOURS, Report, Table, finish, percent, spread
+from rrm_jax.studies.pooling import Total
+from rrm_jax.studies.report import COLOURS, Claim, Report, Table, brackets, finish, percent, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,22 +28,22 @@ class Picks:
     """The share of right picks on some of the queries: of the most points (in effect Elo's with K = 4), and expected of
     a knockout over all brackets."""
 
-    queries: int
+    queries: Total
     points: Interval
     knockout: Interval
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Cycles:
     """`cycles` is the share of decided triples that are cyclic (¼ if every verdict were a coin), `upsets` the least
     share of results that contradict an order, `condorcet` the share of queries with a candidate that beats all
     others, `top_cycle` the mean size of the smallest set that beats all others. The picks' `beaten` are the shares of
     those they met that beat them. `with_cycles` and `without` are None where it is not known what is correct."""
 
     name: str
-    queries: int
-    games: int
-    triples: int
+    queries: Total
+    games: Total
+    triples: Total
     cycles: Interval
     upsets: Interval
     condorcet: Interval
@@ -54,13 +55,18 @@ class Found:
     without: Picks | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Found:
+    games: tuple[Cycles, ...]
+
+
 def compute(
     name: str,
     matrices: Mapping[str, np.ndarray],
     correct: Mapping[str, Sequence[bool]] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
-) -> Found:
+) -> Cycles:
     """`matrices` holds each query's points [C, C]: row against column, 1 a game. With `correct` every query must be
     in it, with as many candidates at least. RrmError otherwise."""
     found = {query: of_tournament(points, seed=seed) for query, points in matrices.items()}
@@ -74,7 +80,7 @@ def compute(
     def mean(values: Sequence[float]) -> Interval:
         return bootstrap_interval(values, seed, resamples)
 
-    return Found(
+    return Cycles(
         name,
         len(every),
         round(float(sum(points.sum() for points in matrices.values()))),
@@ -145,26 +151,33 @@ def _points(games: Sequence[tuple[int, int, float]]) -> np.ndarray:
     return points
 
 
-def run(config: IntransitivityConfig, session: Session) -> Report:
+def find(config: IntransitivityConfig, session: Session) -> Found:
     correct = None
     if config.candidates is not None:
         rows = session.read(config.candidates, parse_correct, None)
         correct = {row.id: row.correct or () for row in rows}
-    found = [
-        compute(name, read_games(source, session), correct, config.seed, config.resamples)
-        for name, source in config.games.items()
-    ]
+    return Found(
+        tuple(
+            compute(name, read_games(source, session), correct, config.seed, config.resamples)
+            for name, source in config.games.items()
+        )
+    )
+
+
+def report(config: IntransitivityConfig, of: Found, seeds: Sequence[int]) -> Report:
+    found = of.games
     tables = [Table("Cycles", _cycles(found))]
-    if correct is not None:
+    if config.candidates is not None:
         tables.append(Table("Right picks, on queries with a 3-cycle and without", _right(found)))
     return Report(
         "Do verdicts go round in circles?",
         f"The games of {', '.join(f'{one.queries} queries ({one.name})' for one in found)}.",
-        {"found": found},
+        of,
         tables,
+        _says(found),
         [
             "A triple is cyclic when a beats b, b beats c and c beats a; of coin tosses a quarter would be. Candidates "
-            "that say the same make cycles, too. In brackets: 95 % bootstrap intervals over queries.",
+            "that say the same make cycles, too. " + brackets(seeds, "queries"),
             "Beaten: of the candidates that the pick has met, those that beat it. Points: the most points, in effect "
             "Elo's pick; knockout: expected over all brackets, replaying the recorded games.",
             *([] if all(one.exact for one in found) else [_LARGE]),
@@ -174,10 +187,28 @@ def run(config: IntransitivityConfig, session: Session) -> Report:
     )  # fmt: skip
 
 
+def _says(found: Sequence[Cycles]) -> list[Claim]:
+    says = []
+    for one in found:
+        text = (
+            f"{one.name}: {percent(one.cycles)} of the triples are cyclic, where coins make 25 %; "
+            f"{percent(one.condorcet)} of the queries have a candidate that beats all others."
+        )
+        if one.with_cycles is not None and one.without is not None:
+            for words, picks in (("with a cycle", one.with_cycles), ("without", one.without)):
+                if picks.queries:
+                    text += (
+                        f" On the {picks.queries} queries {words} the most points (Elo) pick rightly "
+                        f"{percent(picks.points)}, a knockout {percent(picks.knockout)}."
+                    )
+        says.append(Claim("", None, text))
+    return says
+
+
 _LARGE = "Of the larger tournaments upsets are an upper bound, and brackets are sampled."
 
 
-def _cycles(found: Sequence[Found]) -> list[list[str]]:
+def _cycles(found: Sequence[Cycles]) -> list[list[str]]:
     rows = [["games", "queries", "games played", "cyclic triples", "upsets, least", "with a Condorcet winner",
              "top cycle, size", "points: beaten", "knockout: beaten"]]  # fmt: skip
     for one in found:
@@ -188,7 +219,7 @@ def _cycles(found: Sequence[Found]) -> list[list[str]]:
     return rows
 
 
-def _right(found: Sequence[Found]) -> list[list[str]]:
+def _right(found: Sequence[Cycles]) -> list[list[str]]:
     rows = [["games", "queries", "number", "most points (Elo)", "knockout"]]
     for one in found:
         for words, picks in (("with a cycle", one.with_cycles), ("without", one.without)):
@@ -197,7 +228,7 @@ def _right(found: Sequence[Found]) -> list[list[str]]:
     return rows
 
 
-def _draw(figure: "Figure", found: Sequence[Found]) -> None:
+def _draw(figure: "Figure", found: Sequence[Cycles]) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
     names = [one.name for one in found]
     middle, ends = spread([one.cycles for one in found])

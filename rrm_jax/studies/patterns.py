@@ -12,7 +12,8 @@ from rrm_jax.evaluation.statistics import RESAMPLES, Interval, bootstrap_interva
 from rrm_jax.studies.common import Session
 from rrm_jax.studies.config import PatternsConfig
 from rrm_jax.studies.diversity import Diversity, Unit, diversity
-from rrm_jax.studies.report import COLOURS, Report, Table, finish, percent, spread
+from rrm_jax.studies.pooling import Total
+from rrm_jax.studies.report import COLOURS, Claim, Report, Table, brackets, finish, percent, spread
 from rrm_jax.studies.trace_files import Trace, read_traces
 
 if TYPE_CHECKING:
@@ -26,17 +27,22 @@ class Category:
     category: str
     share: Interval
     rate: float
-    matches: int
+    matches: Total
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
     name: str
-    traces: int
-    words: int
+    traces: Total
+    words: Total
     tokens: Interval
     categories: tuple[Category, ...]
     diversity: Diversity
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    sources: tuple[Source, ...]
 
 
 def pattern_of(words: Sequence[str]) -> re.Pattern[str]:
@@ -88,7 +94,7 @@ def drawn(traces: Sequence[Trace], most: int, seed: int) -> list[Trace]:
     return sorted(traces, key=lambda trace: keys[trace.question])[:most]
 
 
-def run(config: PatternsConfig, session: Session) -> Report:
+def find(config: PatternsConfig, session: Session) -> Found:
     sources = []
     for name, source in config.traces.items():
         traces, skipped = read_traces(source.path, session.report, source.settings)
@@ -100,15 +106,21 @@ def run(config: PatternsConfig, session: Session) -> Report:
                 most=config.most, seed=config.seed, resamples=config.resamples,
             )
         )  # fmt: skip
+    return Found(tuple(sources))
+
+
+def report(config: PatternsConfig, found: Found, seeds: Sequence[int]) -> Report:
+    sources = found.sources
     return Report(
         "How do judges think?",
         f"{sum(source.traces for source in sources)} traces of {len(sources)} source(s): what stands before the end of "
         "thinking.",
-        {"sources": sources, "words": config.words},
+        found,
         [_keywords(sources), _diversity(sources)],
+        _says(sources),
         [
-            "A trace has a category when it holds one of its words at least (data.json lists them; they are ours, "
-            "not the paper's). In brackets: 95 % bootstrap intervals over traces.",
+            "A trace has a category when it holds one of its words at least (run.json lists them; they are ours, "
+            f"not the paper's). {brackets(seeds, 'traces')}",
             f"Diversity: counts of {config.ngram} {config.unit}(s) in a row as vectors, of at most {config.most} "
             "traces. The cosine distance is 0 between equal traces and 1 between traces that share nothing.",
             f"Clusters: a trace joins the first cluster whose first trace is within {config.cluster_distance:g}, else "
@@ -117,6 +129,17 @@ def run(config: PatternsConfig, session: Session) -> Report:
         lambda figure: _draw(figure, sources),
         (10.0, 4.2),
     )
+
+
+def _says(sources: Sequence[Source]) -> list[Claim]:
+    says = []
+    for source in sources:
+        shares = ", ".join(f"{one.category} {100 * one.share.estimate:.1f} %" for one in source.categories)
+        says.append(
+            f"{source.name}: {source.tokens.estimate:.1f} tokens a trace; traces with words of {shares}; mean distance "
+            f"{source.diversity.distance:.2f}, in {source.diversity.clusters:.0f} clusters."
+        )
+    return [Claim("", None, text) for text in says]
 
 
 def _keywords(sources: Sequence[Source]) -> Table:
@@ -135,9 +158,8 @@ def _diversity(sources: Sequence[Source]) -> Table:
         of, tokens = source.diversity, source.tokens
         distances = [f"{x:.3f}" if np.isfinite(x) else "–" for x in (of.distance, of.within)]
         length = f"{tokens.estimate:.1f} ({tokens.low:.1f} … {tokens.high:.1f})"
-        rows.append(
-            [source.name, str(source.traces), length, str(of.traces), *distances, str(of.clusters), str(of.largest)]
-        )
+        clusters = [f"{of.clusters:.0f}", f"{of.largest:.0f}"]
+        rows.append([source.name, str(source.traces), length, str(of.traces), *distances, *clusters])
     return Table("Length and diversity", rows)
 
 

@@ -11,7 +11,20 @@ from rrm_jax.evaluation.statistics import RESAMPLES, Interval, Paired, bootstrap
 from rrm_jax.judging.judge import Judgment
 from rrm_jax.studies.common import Counts, Session, counts_of, credit, mean_credit
 from rrm_jax.studies.config import ReasoningConfig
-from rrm_jax.studies.report import COLOURS, Report, Table, finish, p_value, percent, points, spread
+from rrm_jax.studies.report import (
+    COLOURS,
+    Claim,
+    Report,
+    Table,
+    brackets,
+    claim,
+    finish,
+    p_value,
+    percent,
+    points,
+    spread,
+    tested,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,17 +86,21 @@ def _score(name: str, judgments: Sequence[Judgment], credits: list[float], seed:
     )
 
 
-def run(config: ReasoningConfig, session: Session) -> Report:
+def find(config: ReasoningConfig, session: Session) -> Found:
     pairs = session.pairs(config.pairs, config.limit)
     judged = {
         name: session.judged(session.judge(name, judge, votes=config.votes, order="both"), pairs)
         for name, judge in config.judges.items()
     }
-    found = compute(judged, config.baseline, config.seed, config.resamples)
+    return compute(judged, config.baseline, config.seed, config.resamples)
+
+
+def report(config: ReasoningConfig, found: Found, seeds: Sequence[int]) -> Report:
     return Report(
         "Does thinking help?",
-        f"{len(pairs)} labelled pairs, each judged in both orders ({config.votes} vote(s) an order) by every judge.",
-        {"pairs": len(pairs), "found": found, "published": {"source": SOURCE, "rewardbench": REWARDBENCH}},
+        f"{found.scores[0].accuracy.n} labelled pairs, each judged in both orders ({config.votes} vote(s) an order) by "
+        "every judge.",
+        found,
         [
             Table("Ours", _rows(found)),
             Table(f"Against {found.baseline}, on the same pairs", _tests(found)),
@@ -92,13 +109,28 @@ def run(config: ReasoningConfig, session: Session) -> Report:
                 rewardbench_rows(REWARDBENCH),
             ),
         ],
+        _says(found),
         [
-            "Accuracy: of single verdicts; an invalid one counts ½. In brackets: 95 % bootstrap intervals over pairs.",
+            "Accuracy: of single verdicts; an invalid one counts ½. " + brackets(seeds, "pairs"),
             "Right in both: the same vote is right whichever response is shown first. Guessing gives 50 % and 25 %.",
-            "p: exact two-sided sign test over the pairs on which the two judges' credits differ (McNemar's test).",
+            tested(seeds, "pairs"),
         ],
         lambda figure: _draw(figure, found),
+        published={"source": SOURCE, "rewardbench": REWARDBENCH},
     )
+
+
+def _says(found: Found) -> list[Claim]:
+    accuracy = {score.judge: percent(score.accuracy) for score in found.scores}
+    return [
+        claim(
+            f"{name} judges better than {found.baseline}",
+            test.difference,
+            f"{accuracy[name]} of its verdicts are right against {accuracy[found.baseline]}, "
+            f"{points(test.difference)} points (p = {p_value(test.p)}).",
+        )
+        for name, test in found.tests.items()
+    ]
 
 
 def _rows(found: Found) -> list[list[str]]:

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rrm_jax.data.jsonl import write_whole
 from rrm_jax.errors import RrmError
@@ -32,28 +32,40 @@ class Table:
     left: int = 1
 
 
+Outcome = Literal["shown", "not shown", "contradicted"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """Something that the paper says, or that one would expect, and what these numbers say to it. `outcome` None: there
+    is nothing to be decided, `evidence` tells what was found."""
+
+    statement: str
+    outcome: Outcome | None
+    evidence: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a study found. `data` holds every number that tables and figure show, and may hold dataclasses; `notes` say
-    how to read it; `draw` fills a figure of `size` inches. `logs` are further files by name: their
-    rows, as JSON lines."""
+    """What a study found. `found` holds every number that tables and figure show, as dataclasses; `says` what they
+    mean, and `notes` how to read them; `draw` fills a figure of `size` inches. `published` are others' numbers."""
 
     title: str
     question: str
-    data: Mapping[str, Any]
+    found: Any
     tables: Sequence[Table]
+    says: Sequence[Claim]
     notes: Sequence[str]
     draw: "Callable[[Figure], None]"
     size: tuple[float, float] = (9.0, 3.8)
-    logs: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
+    published: Mapping[str, Any] | None = None
 
 
 def write_report(report: Report, output: Path, facts: Mapping[str, Any]) -> str:
     """Writes the files to `output`; `facts` come first in data.json. Returns the Markdown."""
     text = markdown(report, facts)
-    for name, rows in report.logs.items():
-        write_whole(output / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    write_whole(output / "data.json", json.dumps(plain({**facts, **report.data}), indent=1, ensure_ascii=False) + "\n")
+    data = {**facts, "found": report.found, "says": list(report.says), "published": report.published}
+    write_whole(output / "data.json", json.dumps(plain(data), indent=1, ensure_ascii=False) + "\n")
     write_whole(output / "table.md", text)
     _draw(report, output / "figure.png")
     return text
@@ -63,9 +75,49 @@ def markdown(report: Report, facts: Mapping[str, Any]) -> str:
     lines = [f"# {report.title}", "", report.question, ""]
     for one in report.tables:
         lines += [f"**{one.title}**", "", *table(one.rows, one.left), ""]
+    lines += [*said(report), ""]
     lines += [f"- {note}" for note in report.notes]
-    lines += ["", f"Seed {facts.get('seed')}; made by `{facts.get('command')}`."]
+    lines += ["", f"{seeds_of(facts['seeds'])}; made by `{facts['command']}`."]
     return "\n".join(lines) + "\n"
+
+
+def said(report: Report) -> list[str]:
+    """What the numbers say, as lines of Markdown."""
+    return [
+        "- " + (f"{claim.statement}: **{claim.outcome}**. " if claim.outcome else "") + claim.evidence
+        for claim in report.says
+    ]
+
+
+def claim(statement: str, difference: Interval, evidence: str) -> Claim:
+    """Of a difference that the statement says to be positive: shown where the whole interval is above 0, contradicted
+    where it is below."""
+    outcome: Outcome = "shown" if difference.low > 0 else "contradicted" if difference.high < 0 else "not shown"
+    return Claim(statement, outcome, evidence)
+
+
+def seeds_of(seeds: Sequence[int]) -> str:
+    return f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def brackets(seeds: Sequence[int], over: str) -> str:
+    """A note on what stands in brackets, for intervals over so-called items."""
+    if len(seeds) == 1:
+        return f"In brackets: 95 % bootstrap intervals over {over}."
+    return (
+        f"Numbers are means over {len(seeds)} seeds, or sums of what is counted. In brackets: 95 % intervals, the "
+        f"wider one of Student's over the seeds and the one over all {over}."
+    )
+
+
+def tested(seeds: Sequence[int], over: str) -> str:
+    """A note on p."""
+    if len(seeds) == 1:
+        return f"p: exact two-sided sign test on the same {over} (McNemar's)."
+    return (
+        f"p: the larger one of a t-test over the seeds' differences and of the exact sign test on the same {over} "
+        "(McNemar's), over all seeds."
+    )
 
 
 def command_line() -> str:
@@ -90,7 +142,8 @@ def percent(share: float | Interval) -> str:
     if isinstance(share, Interval):
         if not math.isfinite(share.estimate):
             return "–"
-        return f"{100 * share.estimate:.1f} % ({100 * share.low:.1f} … {100 * share.high:.1f})"
+        low, high = max(share.low, 0.0), min(share.high, 1.0)  # over seeds it may go beyond what a share can be
+        return f"{100 * share.estimate:.1f} % ({100 * low:.1f} … {100 * high:.1f})"
     return f"{100 * share:.1f} %" if math.isfinite(share) else "–"
 
 

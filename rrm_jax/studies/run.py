@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from rrm_jax.config import load_config
+from rrm_jax.data.jsonl import write_whole
 from rrm_jax.errors import RrmError
 from rrm_jax.judging.store import VoteLog
 from rrm_jax.provenance import pinned
@@ -17,21 +20,23 @@ from rrm_jax.studies.report import Report, command_line, write_report
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """`run(config, session)` gives the report."""
+    """`find(config, session)` does the work, and gives a dataclass of all numbers; `report(config, found, seeds)` says
+    them. `found` may be of several seeds, see pooling.py."""
 
     config: type[configs.StudyConfig]
-    run: Callable[..., Report]
+    find: Callable[..., Any]
+    report: Callable[..., Report]
 
 
 STUDIES: dict[str, Study] = {
-    "reasoning": Study(configs.ReasoningConfig, reasoning.run),
-    "test-time-compute": Study(configs.ScalingConfig, scaling.run),
-    "thinking-budget": Study(configs.ThinkingBudgetConfig, thinking_budget.run),
-    "patterns": Study(configs.PatternsConfig, patterns.run),
-    "intransitivity": Study(configs.IntransitivityConfig, intransitivity.run),
-    "dynamics": Study(configs.DynamicsConfig, dynamics.run),
-    "cost": Study(configs.CostConfig, cost.run),
-    "calibration": Study(configs.CalibrationConfig, calibration.run),
+    "reasoning": Study(configs.ReasoningConfig, reasoning.find, reasoning.report),
+    "test-time-compute": Study(configs.ScalingConfig, scaling.find, scaling.report),
+    "thinking-budget": Study(configs.ThinkingBudgetConfig, thinking_budget.find, thinking_budget.report),
+    "patterns": Study(configs.PatternsConfig, patterns.find, patterns.report),
+    "intransitivity": Study(configs.IntransitivityConfig, intransitivity.find, intransitivity.report),
+    "dynamics": Study(configs.DynamicsConfig, dynamics.find, dynamics.report),
+    "cost": Study(configs.CostConfig, cost.find, cost.report),
+    "calibration": Study(configs.CalibrationConfig, calibration.find, calibration.report),
 }
 
 
@@ -49,11 +54,10 @@ def run_study(
     open_judge: OpenJudge,
     report: Callable[[str], None] = lambda message: None,
     advance: Callable[[], None] = lambda: None,
-) -> tuple[str, int]:
+) -> "Ran":
     """Runs a study, or goes on with one that was killed, and writes its files to `config.output`.
 
-    Returns the Markdown, and how many malformed rows were passed over. Every vote is kept as it comes, so that what
-    was judged is never judged again; the files appear when all is judged.
+    Every vote is kept as it comes, so that what was judged is never judged again; the files appear when all is judged.
     """
     study, output = STUDIES[name], Path(config.output)
     inputs = config.files()
@@ -61,13 +65,26 @@ def run_study(
     if missing:
         raise RrmError(f"there is no file {missing[0]}, which the study {name} reads")
     with pinned(output / "run.json", config=config.model_dump(), seed=config.seed, inputs={**inputs}):
-        facts = {"study": name, "command": command_line(), "seed": config.seed, "resamples": config.resamples}
         judging = isinstance(config, configs.JudgingConfig)
         store = Path(getattr(config, "verdicts", None) or output / "votes.jsonl")
         with VoteLog(store, report=report) if judging else contextlib.nullcontext() as log:
             session = Session(config.seed, log, open_judge, report, advance)
-            found = study.run(config, session)
+            found = study.find(config, session)
             if log is not None:
                 report(f"{log.written} votes drawn now, {log.found} found in the store")
-        facts |= {"judges": session.settings, "skipped_rows": session.skipped}
-        return write_report(found, output, facts), session.skipped
+        for file, rows in session.logs.items():
+            write_whole(output / file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        facts = facts_of(name, (config.seed,), config) | {"judges": session.settings, "skipped_rows": session.skipped}
+        return Ran(write_report(study.report(config, found, (config.seed,)), output, facts), found, session.skipped)
+
+
+class Ran(NamedTuple):
+    """The Markdown, the numbers, and how many malformed rows were passed over."""
+
+    text: str
+    found: Any
+    skipped: int
+
+
+def facts_of(name: str, seeds: Sequence[int], config: configs.StudyConfig) -> dict[str, Any]:
+    return {"study": name, "command": command_line(), "seeds": list(seeds), "resamples": config.resamples}

@@ -13,7 +13,22 @@ from rrm_jax.ranking.entry import parse_entry
 from rrm_jax.studies.best_of import Bounds, Way, bounds, game_rows, parse_correct, play, ways
 from rrm_jax.studies.common import Counts, Session, counts_of
 from rrm_jax.studies.config import ScalingConfig
-from rrm_jax.studies.report import COLOURS, MARKERS, Report, Table, finish, p_value, percent, points, spread
+from rrm_jax.studies.pooling import Total
+from rrm_jax.studies.report import (
+    COLOURS,
+    MARKERS,
+    Claim,
+    Report,
+    Table,
+    brackets,
+    claim,
+    finish,
+    p_value,
+    percent,
+    points,
+    spread,
+    tested,
+)
 from rrm_jax.studies.voting import first, voting_credits
 
 if TYPE_CHECKING:
@@ -53,7 +68,21 @@ def compute_voting(
     ]
 
 
-def run(config: ScalingConfig, session: Session) -> Report:
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """`candidates` are the most that a query has."""
+
+    pairs: Total
+    queries: Total
+    candidates: int
+    reference: str
+    voting: tuple[Voting, ...]
+    counts: dict[str, Counts]
+    strategies: tuple[Way, ...]
+    bounds: Bounds
+
+
+def find(config: ScalingConfig, session: Session) -> Found:
     pairs = session.pairs(config.pairs, config.limit)
     rows = session.read(config.candidates, parse_correct, config.limit)
     entries = [parse_entry(text) for text in config.strategies]
@@ -70,50 +99,121 @@ def run(config: ScalingConfig, session: Session) -> Report:
         found += ways(name, results, rows, config.reference, config.seed, config.resamples)
         for text, many in ranked.items():
             games += game_rows(name, text, many)
-    limits = bounds(rows, config.seed, config.resamples)
-    published = {
-        "source": SOURCE,
-        "rewardbench": [*REWARDBENCH[:2], *REWARDBENCH_VOTING],
-        "math_best_of_8": MATH_BEST_OF_8,
-    }
+    session.logs["games.jsonl"] = games
+    return Found(
+        len(pairs), len(rows), max(len(row.responses) for row in rows), config.reference, tuple(voting), counts,
+        tuple(found), bounds(rows, config.seed, config.resamples),
+    )  # fmt: skip
+
+
+def report(config: ScalingConfig, found: Found, seeds: Sequence[int]) -> Report:
     return Report(
         "What does more judging buy?",
-        f"Voting on {len(pairs)} labelled pairs; the best of up to {max(len(row.responses) for row in rows)} "
-        f"candidates for {len(rows)} queries.",
-        {"pairs": len(pairs), "queries": len(rows), "voting": voting, "counts": counts, "strategies": found,
-         "bounds": limits, "published": published},
-        [*_voting_tables(voting, counts), *_strategy_tables(found, limits, config.reference), *_published()],
+        f"Voting on {found.pairs} labelled pairs; the best of up to {found.candidates} candidates for {found.queries} "
+        "queries.",
+        found,
+        [*_voting_tables(found), *_strategy_tables(found), *_published()],
+        [*_voting_says(found), *_strategy_says(found)],
         [
-            "In brackets: 95 % bootstrap intervals, over pairs or over queries. p: exact two-sided sign test on the "
-            "same pairs or queries (McNemar's).",
+            f"{brackets(seeds, 'pairs or queries')} {tested(seeds, 'pairs or queries')}",
             f"voting@k: the mean over all choices of k of the {max(config.votes)} votes drawn, each in a random order; "
             "a tie or no valid vote counts ½. Its p compares the first k votes with the first few, as they were drawn.",
             "round-robin is the paper's Elo: every pair of candidates once. random, swiss and adaptive are sparse "
             "alternatives. Strategies that ask for the same comparison get the same verdict.",
         ],
-        lambda figure: _draw(figure, voting, found, limits),
+        lambda figure: _draw(figure, found),
         (5.0 * (1 + len(config.judges)), 4.6),
-        {"games.jsonl": games},
-    )  # fmt: skip
+        {
+            "source": SOURCE,
+            "rewardbench": [*REWARDBENCH[:2], *REWARDBENCH_VOTING],
+            "math_best_of_8": MATH_BEST_OF_8,
+        },
+    )
 
 
-def _voting_tables(voting: Sequence[Voting], counts: Mapping[str, Counts]) -> list[Table]:
+def _voting_says(found: Found) -> list[Claim]:
+    claims = []
+    for judge in found.counts:
+        mine = [one for one in found.voting if one.judge == judge]
+        few, many = mine[0], mine[-1]
+        if many.gain is not None:
+            curve = ", ".join(f"{100 * one.accuracy.estimate:.1f}" for one in mine)
+            votes = ", ".join(str(one.votes) for one in mine)
+            claims.append(
+                claim(
+                    f"{judge}: accuracy grows with votes",
+                    many.gain,
+                    f"With {votes} votes {curve} % of the pairs are judged right; {points(many.gain)} points from "
+                    f"{few.votes} to {many.votes}.",
+                )
+            )
+    return claims
+
+
+def _strategy_says(found: Found) -> list[Claim]:
+    """Of the reference (Elo) against a knockout of single votes, and of what lies between them in cost."""
+    claims = []
+    for judge in found.counts:
+        mine = {way.strategy: way for way in found.strategies if way.judge == judge}
+        knockout, elo = mine.get("knockout"), mine[found.reference]
+        if knockout is None or knockout.against is None:
+            continue
+        less = knockout.against.difference
+        more = Interval(-less.estimate, -less.high, -less.low, less.n)
+        claims.append(
+            claim(
+                f"{judge}: Elo picks better candidates than a knockout, at more cost",
+                more,
+                f"{percent(elo.accuracy)} of the queries are answered right with {elo.comparisons:.1f} comparisons, "
+                f"{percent(knockout.accuracy)} with {knockout.comparisons:.1f}: {points(more)} points (p = "
+                f"{p_value(knockout.against.p)}).",
+            )
+        )
+        sparse = [
+            way for way in mine.values() if way.family not in ("knockout", "round-robin") and way.votes < elo.votes
+        ]
+        if sparse:
+            claims.append(_between(judge, knockout, elo, sparse))
+    return claims
+
+
+def _between(judge: str, knockout: Way, elo: Way, sparse: Sequence[Way]) -> Claim:
+    low, high = sorted((knockout.accuracy.estimate, elo.accuracy.estimate))
+    within = [way for way in sparse if low <= way.accuracy.estimate <= high]
+    best = max(sparse, key=lambda way: way.accuracy.estimate)
+    shown = [best] if best in within or not within else [best, max(within, key=lambda way: way.accuracy.estimate)]
+    evidence = "; ".join(
+        f"{way.strategy} {percent(way.accuracy)} with {way.votes:.1f} verdicts"
+        + ("" if way.against is None else f", {points(way.against.difference)} points from Elo's")
+        for way in shown
+    )
+    return Claim(
+        f"{judge}: sparse tournaments lie between a knockout and Elo, in accuracy as in cost",
+        None,
+        f"{judge}: of {len(sparse)} sparse strategies, which cost less than Elo, {len(within)} lie between a knockout "
+        f"and Elo in accuracy, {sum(way.accuracy.estimate > high for way in sparse)} above and "
+        f"{sum(way.accuracy.estimate < low for way in sparse)} below. The best: {evidence}.",
+    )
+
+
+def _voting_tables(found: Found) -> list[Table]:
     rows = [["judge", "votes", "accuracy", "more than with the fewest, points", "p"]]
-    for one in voting:
+    for one in found.voting:
         test = [points(one.gain), p_value(one.test.p)] if one.gain and one.test else ["–", "–"]
         rows.append([one.judge, str(one.votes), percent(one.accuracy), *test])
     cost = [["judge", "votes drawn", "invalid", "cut off", "inputs cut", "tokens a vote"]]
-    for name, of in counts.items():
+    for name, of in found.counts.items():
         cost.append(
             [name, str(of.votes), str(of.invalid), str(of.cut_off), str(of.truncated_inputs), f"{of.tokens_a_vote:.1f}"]
         )
     return [Table("Votes a pair", rows), Table("What the votes were", cost)]
 
 
-def _strategy_tables(found: Sequence[Way], limits: Bounds, reference: str) -> list[Table]:
+def _strategy_tables(found: Found) -> list[Table]:
+    limits = found.bounds
     heading = ["judge", "strategy", "right", "comparisons", "votes", "tokens", "invalid votes"]
-    rows = [[*heading, f"against {reference}, points", "p"]]
-    for way in found:
+    rows = [[*heading, f"against {found.reference}, points", "p"]]
+    for way in found.strategies:
         test = ["–", "–"] if way.against is None else [points(way.against.difference), p_value(way.against.p)]
         costs = [f"{way.comparisons:.1f}", f"{way.votes:.1f}", f"{way.tokens:.0f}", str(way.invalid)]
         rows.append([way.judge, way.strategy, percent(way.accuracy), *costs, *test])
@@ -135,8 +235,8 @@ def _published() -> list[Table]:
     ]
 
 
-def _draw(figure: "Figure", voting: Sequence[Voting], found: Sequence[Way], limits: Bounds) -> None:
-    judges = list(dict.fromkeys(one.judge for one in voting))
+def _draw(figure: "Figure", found: Found) -> None:
+    voting, judges = found.voting, list(found.counts)
     left, *others = figure.subplots(1, 1 + len(judges))
     for at, judge in enumerate(judges):
         mine = [one for one in voting if one.judge == judge]
@@ -151,7 +251,9 @@ def _draw(figure: "Figure", voting: Sequence[Voting], found: Sequence[Way], limi
     left.legend(frameon=False, fontsize=9)
     handles: dict[str, Any] = {}
     for axes, judge in zip(others, judges, strict=True):
-        handles |= draw_ways(axes, [way for way in found if way.judge == judge], limits, f"Best candidate: {judge}")
+        handles |= draw_ways(
+            axes, [way for way in found.strategies if way.judge == judge], found.bounds, f"Best candidate: {judge}"
+        )
     low = min(axes.get_ylim()[0] for axes in others)
     for axes in others:
         axes.set_ylim(low, 102)

@@ -9,7 +9,22 @@ from rrm_jax.evaluation.statistics import RESAMPLES, Interval, Paired, bootstrap
 from rrm_jax.judging.judge import Judgment
 from rrm_jax.studies.common import Counts, Session, counts_of, mean_credit
 from rrm_jax.studies.config import ThinkingBudgetConfig
-from rrm_jax.studies.report import COLOURS, MARKERS, Report, Table, finish, p_value, percent, points, spread
+from rrm_jax.studies.pooling import Total
+from rrm_jax.studies.report import (
+    COLOURS,
+    MARKERS,
+    Claim,
+    Report,
+    Table,
+    brackets,
+    claim,
+    finish,
+    p_value,
+    percent,
+    points,
+    spread,
+    tested,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +33,8 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(frozen=True)
 class Budget:
     """`budget` None: thinking ended by itself, or at the token limit. `forced` is the share of verdicts that were
-    forced, `tokens` the mean a verdict; `against` compares with the next smaller budget, pair by pair."""
+    forced, `tokens` the mean a verdict; `against` compares with the next smaller budget, pair by pair, `gain` with the
+    smallest."""
 
     judge: str
     budget: int | None
@@ -26,14 +42,23 @@ class Budget:
     forced: Interval
     tokens: Interval
     against: Paired | None
+    gain: Paired | None
     counts: Counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    pairs: Total
+    budgets: tuple[Budget, ...]
 
 
 def compute(
     judge: str, judged: Mapping[int | None, Sequence[Judgment]], seed: int = 0, resamples: int = RESAMPLES
 ) -> list[Budget]:
     """`judged` holds, by budget from the smallest on, judgments of the same labelled pairs in the same order."""
-    found, before = [], None
+    found: list[Budget] = []
+    least: list[float] | None = None
+    before: list[float] | None = None
     for budget, judgments in judged.items():
         credits = [mean_credit(judgment) for judgment in judgments]
         forced = [sum(vote.forced for vote in judgment.votes) / len(judgment.votes) for judgment in judgments]
@@ -46,37 +71,62 @@ def compute(
                 bootstrap_interval(forced, seed, resamples),
                 bootstrap_interval(tokens, seed, resamples),
                 None if before is None else paired_bootstrap(credits, before, seed, resamples),
+                None if least is None else paired_bootstrap(credits, least, seed, resamples),
                 counts_of(judgments),
             )
         )
-        before = credits
+        least, before = credits if least is None else least, credits
     return found
 
 
-def run(config: ThinkingBudgetConfig, session: Session) -> Report:
+def find(config: ThinkingBudgetConfig, session: Session) -> Found:
     pairs = session.pairs(config.pairs, config.limit)
     budgets = [*sorted(config.budgets), *([None] if config.unbounded else [])]
-    found = []
+    found: list[Budget] = []
     for name, judge in config.judges.items():
         judged = {
             budget: session.judged(session.judge(name, judge, votes=config.votes, order="both", budget=budget), pairs)
             for budget in budgets
         }
         found += compute(name, judged, config.seed, config.resamples)
+    return Found(len(pairs), tuple(found))
+
+
+def report(config: ThinkingBudgetConfig, found: Found, seeds: Sequence[int]) -> Report:
     return Report(
         "What does thinking longer buy?",
-        f"{len(pairs)} labelled pairs in both orders. After the budget thinking is closed and the verdict is written "
+        f"{found.pairs} labelled pairs in both orders. After the budget thinking is closed and the verdict is written "
         "greedily.",
-        {"pairs": len(pairs), "found": found,
-         "published": {"source": SOURCE, "budgets": [2048, 4096, 8192], "says": _PUBLISHED}},
-        [Table("By budget", _rows(found))],
+        found,
+        [Table("By budget", _rows(found.budgets))],
+        _says(found.budgets),
         [
-            "Accuracy: of single verdicts; an invalid one counts ½. In brackets: 95 % bootstrap intervals over pairs.",
-            "Against the next smaller budget: difference on the same pairs, and p by the exact two-sided sign test.",
+            "Accuracy: of single verdicts; an invalid one counts ½. " + brackets(seeds, "pairs"),
+            "Differences are from the next smaller budget. " + tested(seeds, "pairs"),
             f"Published ({SOURCE}), not our result: {_PUBLISHED}",
         ],
-        lambda figure: _draw(figure, found),
-    )  # fmt: skip
+        lambda figure: _draw(figure, found.budgets),
+        published={"source": SOURCE, "budgets": [2048, 4096, 8192], "says": _PUBLISHED},
+    )
+
+
+def _says(found: Sequence[Budget]) -> list[Claim]:
+    claims = []
+    for judge in dict.fromkeys(one.judge for one in found):
+        mine = [one for one in found if one.judge == judge]
+        last = mine[-1]
+        if last.gain is not None:
+            curve = ", ".join(f"{100 * one.accuracy.estimate:.1f}" for one in mine)
+            names = ", ".join(_name(one.budget) for one in mine)
+            claims.append(
+                claim(
+                    f"{judge}: accuracy grows with the thinking budget",
+                    last.gain.difference,
+                    f"With {names} tokens it is {curve} %; {points(last.gain.difference)} points from the first to the "
+                    f"last (p = {p_value(last.gain.p)}).",
+                )
+            )
+    return claims
 
 
 _PUBLISHED = "accuracy rises from 2 K over 4 K to 8 K tokens of thinking (curves without numbers)."

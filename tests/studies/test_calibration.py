@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rrm_jax.errors import RrmError
-from rrm_jax.studies.calibration import compute
+from rrm_jax.studies.calibration import compute, filled
 from rrm_jax.studies.run import run_study, study_config
 from tests.judging.fake_generator import coin
 from tests.studies.conftest import FakeJudges, good_pairs, judgment, write_rows
@@ -39,7 +39,7 @@ def test_probabilities_are_the_models_of_the_response_preferred():
     found = compute("j", judgments, "probability", bins=5)
     assert found.sure == pytest.approx(0.8)
     assert found.right.estimate == 0.5
-    assert [(one.low, one.right.n) for one in found.bins] == [(0.8, 2)]
+    assert [(one.low, one.right.n) for one in filled(found)] == [(0.8, 2)]
 
 
 def test_a_calibrated_judge_has_little_error():
@@ -58,8 +58,8 @@ def test_a_study_of_votes(letters, tmp_path):
     config = tmp_path / "c.yaml"
     pairs = write_rows(tmp_path / "p.jsonl", good_pairs(20))
     config.write_text(f"output: {tmp_path / 'out'}\njudges: {{j: {{model: j}}}}\nresamples: 100\npairs: {pairs}\n")
-    text, _ = run_study("calibration", study_config("calibration", str(config)), FakeJudges(letters, {"j": coin}).open)
-    (found,) = json.loads((tmp_path / "out" / "data.json").read_text())["found"]
+    text, *_ = run_study("calibration", study_config("calibration", str(config)), FakeJudges(letters, {"j": coin}).open)
+    (found,) = json.loads((tmp_path / "out" / "data.json").read_text())["found"]["reliability"]
     assert found["pairs"] == 20
     assert sum(one["right"]["n"] for one in found["bins"]) == 20
     assert found["error"]["estimate"] > 0.03  # a coin's votes agree by chance, and it is right by chance

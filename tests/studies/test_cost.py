@@ -29,13 +29,15 @@ def test_a_study_of_every_setting(letters, tmp_path):
         "budgets: [40, null]\n"
     )
     judges = FakeJudges(letters, {"right": prefers("good"), "coin": coin})
-    text, _ = run_study("cost", study_config("cost", str(config)), judges.open)
-    settings = json.loads((tmp_path / "out" / "data.json").read_text())["settings"]
+    text, *_ = run_study("cost", study_config("cost", str(config)), judges.open)
+    settings = json.loads((tmp_path / "out" / "data.json").read_text())["found"]["settings"]
     assert [(one["way"]["judge"], one["budget"], one["votes"], one["way"]["votes"]) for one in settings] == [
         (judge, budget, votes, 2 * votes) for judge in ("right", "coin") for budget in (40, None) for votes in (1, 3)
     ]
     assert all(one["way"]["accuracy"]["estimate"] == 1 for one in settings[:4])
-    assert not any(one["best"] for one in settings if one["way"]["tokens"] > settings[0]["way"]["tokens"])
-    assert "★" in text
+    starred = [line for line in text.splitlines() if line.startswith("| right") and "★" in line]
+    cheapest = min(one["way"]["tokens"] for one in settings[:4])
+    assert starred
+    assert all(f" {cheapest:.0f} |" in line for line in starred)  # more tokens buy nothing here
     with pytest.raises(RrmError, match="votes of a comparison are `votes` here"):
         study_config("cost", str(config), ["strategies=['knockout:votes=3']"])

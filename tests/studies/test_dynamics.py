@@ -21,8 +21,8 @@ def test_a_study_of_runs(tmp_path):
     config = tmp_path / "c.yaml"
     runs = {name: str(tmp_path / name) for name in ("one", "two")}
     config.write_text(f"output: {tmp_path / 'out'}\nruns: {json.dumps(runs)}\n")
-    text, _ = run_study("dynamics", study_config("dynamics", str(config)), lambda *a, **k: None)
-    curves = json.loads((tmp_path / "out" / "data.json").read_text())["curves"]
+    text, *_ = run_study("dynamics", study_config("dynamics", str(config)), lambda *a, **k: None)
+    curves = json.loads((tmp_path / "out" / "data.json").read_text())["found"]["curves"]
     accuracy = next(one for one in curves if one["run"] == "one" and one["metric"] == "accuracy")
     assert accuracy["steps"] == [0, 2]
     assert accuracy["values"] == [0.5, 0.9]

@@ -62,10 +62,10 @@ def test_a_study_of_a_games_log(config, tmp_path):
     ])  # fmt: skip
     told: list[str] = []
     resolved = study_config("intransitivity", config, [f"candidates={rows}"])
-    text, skipped = run_study("intransitivity", resolved, lambda *a, **k: None, told.append)
+    text, _, skipped = run_study("intransitivity", resolved, lambda *a, **k: None, told.append)
     assert skipped == 2  # once for each reading of the log
     assert "games.jsonl:10: i and j must name two candidates" in told[0]
-    a, b = json.loads((tmp_path / "out" / "data.json").read_text())["found"]
+    a, b = json.loads((tmp_path / "out" / "data.json").read_text())["found"]["games"]
     assert (a["cycles"]["estimate"], b["cycles"]["estimate"]) == (1, 0)
     assert a["without"]["points"]["estimate"] is None
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]

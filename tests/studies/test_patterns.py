@@ -112,8 +112,8 @@ def test_a_study_of_a_verdict_store(letters, tmp_path):
         f"output: {tmp_path / 'out'}\nresamples: 100\ntraces:\n  both: {{path: {store}}}\n"
         f"  b: {{path: {store}, settings: {{model: b}}}}\n"
     )
-    text, _ = run_study("patterns", study_config("patterns", str(config)), judges.open)
-    both, b = json.loads((tmp_path / "out" / "data.json").read_text())["sources"]
+    text, *_ = run_study("patterns", study_config("patterns", str(config)), judges.open)
+    both, b = json.loads((tmp_path / "out" / "data.json").read_text())["found"]["sources"]
     assert (both["traces"], b["traces"]) == (12, 6)
     assert both["categories"][0]["share"]["estimate"] == 0.5
     assert b["categories"][0]["rate"] == 1000

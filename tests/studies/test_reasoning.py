@@ -57,7 +57,7 @@ def study(letters, tmp_path):
 
 def test_a_study_writes_numbers_table_figure_and_provenance(study, tmp_path):
     config, judges = study
-    text, skipped = run_study("reasoning", config, judges.open)
+    text, _, skipped = run_study("reasoning", config, judges.open)
     out = tmp_path / "out"
     assert skipped == 0
     assert (out / "table.md").read_text() == text
@@ -84,10 +84,10 @@ def test_killed_it_goes_on_and_asks_for_nothing_twice(study, tmp_path):
         run_study("reasoning", config, judges.open)
     assert not (tmp_path / "out" / "data.json").exists()
     judges.dies_after, before = None, judges.asked
-    text, _ = run_study("reasoning", config, judges.open)
+    text, *_ = run_study("reasoning", config, judges.open)
     assert before == 15
     assert judges.asked == 2 * 24
-    again, _ = run_study("reasoning", config, judges.open)
+    again, *_ = run_study("reasoning", config, judges.open)
     assert judges.asked == 2 * 24
     assert again == text
 
@@ -104,7 +104,7 @@ def test_malformed_rows_are_told_and_counted(study):
     with open(config.pairs, "a", encoding="utf-8") as file:
         file.write('{"id": "bad", "query": "q"}\n')
     told = []
-    _, skipped = run_study("reasoning", config, judges.open, told.append)
+    *_, skipped = run_study("reasoning", config, judges.open, told.append)
     assert skipped == 1
     assert "pairs.jsonl:13: field 'label' is missing" in told[0]
 

@@ -87,15 +87,15 @@ def study(letters, tmp_path):
 @pytest.mark.usefixtures("quick_compiles")
 def test_a_study_of_votes_and_strategies(study, tmp_path):
     config, judges = study
-    text, _ = run_study("test-time-compute", config, judges.open)
+    text, *_ = run_study("test-time-compute", config, judges.open)
     data = json.loads((tmp_path / "out" / "data.json").read_text())
-    right = [way for way in data["strategies"] if way["judge"] == "right"]
+    right = [way for way in data["found"]["strategies"] if way["judge"] == "right"]
     assert [(way["strategy"], way["accuracy"]["estimate"], way["comparisons"], way["votes"]) for way in right] == [
         ("knockout", 1.0, 2.0, 2.0), ("knockout:votes=3", 1.0, 2.0, 6.0), ("round-robin", 1.0, 3.0, 3.0)
     ]  # fmt: skip
-    assert [one["accuracy"]["estimate"] for one in data["voting"]][:3] == [1, 1, 1]
-    assert data["bounds"]["oracle"]["estimate"] == 1
-    assert data["counts"]["coin"]["votes"] == 24
+    assert [one["accuracy"]["estimate"] for one in data["found"]["voting"]][:3] == [1, 1, 1]
+    assert data["found"]["bounds"]["oracle"]["estimate"] == 1
+    assert data["found"]["counts"]["coin"]["votes"] == 24
     assert "| RRM-7B    |     88.2 | 88.5 |" in text
     asked = judges.asked
     assert run_study("test-time-compute", config, judges.open)[0] == text

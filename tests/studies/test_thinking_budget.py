@@ -34,9 +34,9 @@ def test_a_study_asks_with_each_budget(letters, tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text(f"output: {tmp_path / 'out'}\njudges: {{j: {{model: j}}}}\nbudgets: [30, 8]\nresamples: 100\n")
     resolved = study_config("thinking-budget", str(config), [f"pairs={write_rows(tmp_path / 'p.jsonl', pairs)}"])
-    text, _ = run_study("thinking-budget", resolved, FakeJudges(letters, {"j": prefers("good")}).open)
+    text, *_ = run_study("thinking-budget", resolved, FakeJudges(letters, {"j": prefers("good")}).open)
     data = json.loads((tmp_path / "out" / "data.json").read_text())
-    assert [one["budget"] for one in data["found"]] == [8, 30, None]
+    assert [one["budget"] for one in data["found"]["budgets"]] == [8, 30, None]
     assert [judge.get("forcing", {}).get("budget") for judge in data["judges"]] == [8, 30, None]
     assert "not our result" in text
     with pytest.raises(RrmError, match="different numbers of 1 at least"):
