@@ -17,6 +17,7 @@ from rrm_jax.cli import (
     rank,
     replay,
     report,
+    reproduce,
     study,
     template,
     train,
@@ -53,6 +54,7 @@ _app.command("compare")(compare.command)
 _app.command("rank")(rank.command)
 _app.command("replay")(replay.command)
 _app.command("study")(study.command)
+_app.command("reproduce")(reproduce.command)
 _app.add_typer(data.app, name="data")
 _app.add_typer(verdicts.app, name="verdicts")
 _app.command("template")(template.command)

@@ -51,7 +51,7 @@ def command(
     resolved = study_config(name, config, overrides or [])
     progress = Progress(f"study {name}")
     with progress:
-        text, _, skipped = run_study(name, resolved, _Models(progress).open_judge, warn, progress.advance)
+        text, _, skipped = run_study(name, resolved, Models(progress).open_judge, warn, progress.advance)
     print(text)
     print(f"{resolved.output}: data.json, table.md, figure.png, run.json")
     if skipped:
@@ -59,7 +59,7 @@ def command(
         raise typer.Exit(1)
 
 
-class _Models:
+class Models:
     """Opens judges; of their models only the last one opened is held."""
 
     def __init__(self, progress: "Progress"):

@@ -3,8 +3,6 @@
 Settings, names and traces are untrusted text: they are shown escaped, and the page can neither run nor load anything.
 """
 
-import base64
-import html
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +11,8 @@ from typing import Any
 import yaml
 
 from rrm_jax.errors import RrmError
-from rrm_jax.evaluation.ranking_report import readable, shown
+from rrm_jax.evaluation import html_page
+from rrm_jax.evaluation.html_page import block, listed, picture, safe, table
 from rrm_jax.evaluation.training_log import (
     TrainingLog,
     headline,
@@ -24,17 +23,6 @@ from rrm_jax.evaluation.training_log import (
 from rrm_jax.evaluation.training_picture import draw
 
 _LONG = 60  # characters of a trace's text from which on it stands by itself
-_MOST = 20_000  # characters of it that are shown
-
-_STYLE = """
-body{font:15px/1.5 system-ui,Segoe UI,Helvetica,Arial,sans-serif;color:#222;background:#fff;margin:2rem auto;
-max-width:1320px;padding:0 1rem}
-h1{font-size:1.5rem}h2{font-size:1.15rem;border-top:1px solid #d9d9d9;padding-top:1.2rem;margin-top:2rem}
-img{max-width:100%}li{margin:.15rem 0}summary{cursor:pointer}
-pre{background:#f4f6f8;padding:.8rem;font-size:12px;white-space:pre-wrap;overflow-wrap:anywhere}
-table{border-collapse:collapse;font-size:13px}td,th{padding:.15rem .7rem;border-bottom:1px solid #eee;text-align:right}
-td:first-child,th:first-child{text-align:left}
-"""
 
 
 def report_format(path: Path) -> str:
@@ -61,31 +49,23 @@ def _title(logs: Sequence[TrainingLog]) -> str:
 
 
 def page(logs: Sequence[TrainingLog]) -> str:
-    title, picture = _safe(_title(logs), 200), base64.b64encode(draw(logs)).decode("ascii")
-    parts = [
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
-        # Should a text ever get past the escaping, a browser still runs and loads nothing.
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\"/>"
-        '<meta name="viewport" content="width=device-width"/>'
-        f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>"
-    ]
+    parts = []
     for log in logs:
-        name = f"<p><b>{_safe(log.name, 80)}</b></p>" if len(logs) > 1 else ""
-        parts.append(name + "<ul>" + "".join(f"<li>{_safe(line, 400)}</li>" for line in headline(log)) + "</ul>")
-    parts.append(f'<img alt="Curves of the metrics below, by step" src="data:image/png;base64,{picture}"/>')
+        name = f"<p><b>{safe(log.name, 80)}</b></p>" if len(logs) > 1 else ""
+        parts.append(name + listed(headline(log), 400))
+    parts.append(picture(draw(logs), "Curves of the metrics below, by step"))
     if len(logs) > 1:
-        parts.append("<h2>Settings that differ</h2>" + _table(settings_that_differ(logs)))
+        parts.append("<h2>Settings that differ</h2>" + table(settings_that_differ(logs)))
     for kind, words in (("eval", "Held out, both orders"), ("train", "Training")):
-        table = last_values(logs, kind)
-        if len(table) > 1:
-            parts.append(f"<h2>{words}: first and last values</h2>{_table(table)}")
+        values = last_values(logs, kind)
+        if len(values) > 1:
+            parts.append(f"<h2>{words}: first and last values</h2>{table(values)}")
     for log in logs:
-        parts.append(f"<h2>Completions of {_safe(log.name, 80)}</h2>" + ("".join(map(_trace, log.traces)) or _NONE))
+        parts.append(f"<h2>Completions of {safe(log.name, 80)}</h2>" + ("".join(map(_trace, log.traces)) or _NONE))
     for log in logs:
-        settings = _readable(yaml.safe_dump(dict(log.settings), sort_keys=False, allow_unicode=True))
-        parts.append(f"<details><summary>Settings of {_safe(log.name, 80)}</summary><pre>{settings}</pre></details>")
-    return "\n".join([*parts, "</body></html>\n"])
+        settings = block(yaml.safe_dump(dict(log.settings), sort_keys=False, allow_unicode=True))
+        parts.append(f"<details><summary>Settings of {safe(log.name, 80)}</summary>{settings}</details>")
+    return html_page.page(_title(logs), parts)
 
 
 _NONE = "<p>None were written (log.traces is 0, or the method samples none).</p>"
@@ -95,8 +75,8 @@ def _trace(row: Mapping[str, Any]) -> str:
     """Short fields on the line that opens it, each long text below it; the completion before the prompt."""
     texts = {name: value for name, value in row.items() if isinstance(value, str) and _is_long(name, value)}
     facts = " · ".join(f"{name} {_short(value)}" for name, value in row.items() if name not in texts)
-    blocks = "".join(f"<p>{_safe(name, 60)}</p><pre>{_readable(texts[name])}</pre>" for name in sorted(texts))
-    return f"<details><summary>{_safe(facts, 400)}</summary>{blocks}</details>"
+    blocks = "".join(f"<p>{safe(name, 60)}</p>{block(texts[name])}" for name in sorted(texts))
+    return f"<details><summary>{safe(facts, 400)}</summary>{blocks}</details>"
 
 
 def _is_long(name: str, text: str) -> bool:
@@ -105,26 +85,6 @@ def _is_long(name: str, text: str) -> bool:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = ["".join(f"<{tag}>{_safe(cell, 120)}</{tag}>" for cell in row) for row, tag in _tagged(rows)]
-    return f"<table><tr>{head}</tr>" + "".join(f"<tr>{row}</tr>" for row in body) + "</table>"
-
-
-def _tagged(rows: Sequence[Sequence[str]]) -> list[tuple[Sequence[str], str]]:
-    return [(row, "th" if at == 0 else "td") for at, row in enumerate(rows)]
-
-
-def _safe(text: str, width: int) -> str:
-    return html.escape(shown(text, width))
-
-
-def _readable(text: str) -> str:
-    """`text` on its own lines, without characters that act instead of being seen; the middle of a long one is cut."""
-    if len(text) > _MOST:
-        text = f"{text[: _MOST // 2]}\n… {len(text) - _MOST} characters …\n{text[-_MOST // 2 :]}"
-    return html.escape(readable(text))
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -44,7 +44,7 @@ RUNS = ("warm_start", "grpo", "direct_warm_start", "direct_grpo")
 CANDIDATES = 8
 _TEMPERATURES = (1.0, 0.6)
 DERAIL = 0.7
-_PACKAGED_DIRECTORY = "runs/quickstart"
+PACKAGED_DIRECTORY = "runs/quickstart"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ def train_run(directory: Path, name: str, seed: int, report: Report) -> None:
     packaged = load_config(TrainConfig, f"quickstart/{name}.yaml")
 
     def moved(path: str) -> str:
-        return str(directory / Path(path).relative_to(_PACKAGED_DIRECTORY))
+        return str(directory / Path(path).relative_to(PACKAGED_DIRECTORY))
 
     data = packaged.data
     overrides = {

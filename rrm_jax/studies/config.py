@@ -151,6 +151,8 @@ WORDS: dict[str, tuple[str, ...]] = {
 class SourceConfig(Config):
     path: str
     """Judged rows (`rrm judge`), a verdict store (OUT.votes.jsonl), or a training run's traces.jsonl."""
+    model: str | None = None
+    """Of a verdict store, only the votes of this model, whose weights must be here."""
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     """Of a verdict store, only the votes whose settings have these values, such as {thinking: true}; see `rrm verdicts
     show`."""

@@ -97,7 +97,7 @@ def drawn(traces: Sequence[Trace], most: int, seed: int) -> list[Trace]:
 def find(config: PatternsConfig, session: Session) -> Found:
     sources = []
     for name, source in config.traces.items():
-        traces, skipped = read_traces(source.path, session.report, source.settings)
+        traces, skipped = read_traces(source.path, session.report, source.settings, source.model)
         session.skipped += skipped
         sources.append(
             compute(

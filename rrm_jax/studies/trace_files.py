@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rrm_jax.checkpoints.sources import open_source
 from rrm_jax.data.jsonl import Reader, RowError
 from rrm_jax.data.tokenizer import END_THINK
 from rrm_jax.errors import RrmError
@@ -22,21 +23,25 @@ class Trace:
 
 
 def read_traces(
-    path: str, report: Callable[[str], None], settings: Mapping[str, Any] | None = None
+    path: str, report: Callable[[str], None], settings: Mapping[str, Any] | None = None, model: str | None = None
 ) -> tuple[list[Trace], int]:
     """All traces of a file, in its order, and how many malformed rows were passed over. RrmError where there is none.
 
     Which kind of file it is, its first row says. `settings`: only votes of a verdict store whose settings have these.
+    `model`: only votes of the model at this path, which its weights tell, in whatever dtype they were used.
     """
     if not Path(path).is_file():
         raise RrmError(f"there is no file {path}")
     kind, wanted = _kind(path), settings or {}
-    if wanted and kind != "store":
-        raise RrmError(f"{path} is no verdict store, so its traces cannot be chosen by settings")
+    if (wanted or model) and kind != "store":
+        raise RrmError(f"{path} is no verdict store, so its traces cannot be chosen by model or settings")
     if kind == "store":
+        weights = "" if model is None else open_source(Path(model)).fingerprint()
         with VoteLog(path, write=False, report=report) as log:
             chosen = [
-                name for name, of in log.settings.items() if all(of.get(key) == want for key, want in wanted.items())
+                name
+                for name, of in log.settings.items()
+                if str(of.get("model")).startswith(weights) and all(of.get(key) == want for key, want in wanted.items())
             ]
             found = [
                 Trace(vote.asked.query if vote.asked else vote.key, thinking(vote.record.text), vote.record.tokens)
@@ -48,7 +53,8 @@ def read_traces(
         found = [trace for _, traces in reader for trace in traces]
         skipped = reader.skipped
     if not found:
-        raise RrmError(f"{path} holds no traces" + (f" of the settings {dict(wanted)}" if wanted else ""))
+        asked = (f" of the settings {dict(wanted)}" if wanted else "") + (f" of the model {model}" if model else "")
+        raise RrmError(f"{path} holds no traces{asked}")
     return found, skipped
 
 

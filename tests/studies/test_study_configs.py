@@ -16,7 +16,7 @@ def test_every_file_is_a_study_with_an_output_of_its_own(path: Path):
     assert path.read_text(encoding="utf-8").startswith("# ")
 
 
-@pytest.mark.parametrize("scale", ["tiny", "rrm-7b"])
+@pytest.mark.parametrize("scale", ["tiny", "rrm-7b", "rrm-32b"])
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_has_every_scale(name: str, scale: str):
     assert study_config(name, scale) == study_config(name, str(CONFIGS / scale / f"{name}.yaml"))

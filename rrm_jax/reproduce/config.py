@@ -1,0 +1,80 @@
+"""What `rrm reproduce` can be told; see `configs/reproduce/`."""
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from rrm_jax.config import Config, load_config
+from rrm_jax.errors import RrmError
+from rrm_jax.quickstart.run import PACKAGED_DIRECTORY
+from rrm_jax.studies.config import StudyConfig
+from rrm_jax.studies.run import STUDIES, study_config
+
+
+class ReproduceConfig(Config):
+    output: str
+    """Directory for the report, and of each seed for its studies."""
+    title: str
+    about: str
+    """What was judged by whom, for the report's first paragraph."""
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    """Each is studied by itself, then all are pooled. With train, each also has its own data and judges."""
+    train: Literal["quickstart"] | None = None
+    """Train the judges first; without it they are where the studies' configurations say."""
+    studies: dict[str, str] = Field(min_length=1)
+    """The configuration of each study, in the order of the report: one that reads another's results comes after it."""
+    paths: dict[str, str] = Field(default_factory=dict)
+    """Where directories and files are that the studies' configurations name, if elsewhere: {checkpoints: /weights}."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+            raise ValueError(f"seeds must be different numbers from 0 to 2³² − 1, not {seeds}")
+        return seeds
+
+    @field_validator("studies")
+    @classmethod
+    def _studies(cls, studies: dict[str, str]) -> dict[str, str]:
+        if unknown := [name for name in studies if name not in STUDIES]:
+            raise ValueError(f"there is no study {unknown[0]!r}; there are {', '.join(STUDIES)}")
+        return studies
+
+
+def load(scale: str, overrides: list[str]) -> ReproduceConfig:
+    """A file, or a scale that comes with the package. Raises RrmError."""
+    path = scale if scale.endswith((".yaml", ".yml")) else f"reproduce/{scale}.yaml"
+    return load_config(ReproduceConfig, path, overrides)
+
+
+def studies_of(config: ReproduceConfig, seed: int) -> dict[str, StudyConfig]:
+    """Every study's configuration for one seed: its results, and the judges that are trained for it, are moved to the
+    seed's directory, wherever a configuration names them. RrmError for a configuration that is wrong."""
+    packaged = {name: study_config(name, path) for name, path in config.studies.items()}
+    moves = dict(config.paths)
+    if config.train:
+        moves[PACKAGED_DIRECTORY] = f"{config.output}/seed-{seed}/{config.train}"
+    for name, study in packaged.items():
+        if study.output in moves:
+            raise RrmError(f"two studies write to {study.output}; give each its own output")
+        moves[study.output] = f"{config.output}/seed-{seed}/{name}"
+    return {
+        name: type(study).model_validate(moved(study.model_dump(), moves) | {"seed": seed})
+        for name, study in packaged.items()
+    }
+
+
+def moved(value: Any, moves: Mapping[str, str]) -> Any:
+    """`value` with every path in it that is, or is below, a key of `moves` put below that key's value instead."""
+    if isinstance(value, Mapping):
+        return {key: moved(held, moves) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [moved(held, moves) for held in value]
+    if isinstance(value, str):
+        path = PurePosixPath(value)
+        for parent in (path, *path.parents):
+            if str(parent) in moves:
+                return str(PurePosixPath(moves[str(parent)], path.relative_to(parent)))
+    return value

@@ -1,0 +1,132 @@
+"""All studies with judges that answer without a model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rrm_jax.errors import RrmError
+from rrm_jax.reproduce.config import load, moved, studies_of
+from rrm_jax.reproduce.report import claims, write
+from rrm_jax.reproduce.run import reproduce
+from tests.judging.fake_generator import Killed, coin, prefers
+from tests.studies.conftest import FakeJudges, good_pairs, letters, write_rows  # noqa: F401  (a fixture)
+
+STUDIES = {
+    "reasoning": "judges: {right: {model: right}, coin: {model: coin}}\nbaseline: coin\npairs: data/pairs.jsonl\n",
+    "test-time-compute": (
+        "judges: {coin: {model: coin}}\npairs: data/pairs.jsonl\ncandidates: data/c.jsonl\nvotes: [1, 3]\n"
+        "strategies: [knockout, 'random:opponents=2', round-robin]\n"
+    ),
+    "intransitivity": "games: {coin: {path: studies/test-time-compute/games.jsonl, strategy: round-robin}}\n",
+    "dynamics": "runs: {gone: runs/gone}\n",
+}
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """Two seeds of four studies, of which the last has nothing to read."""
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    write_rows(Path("data/pairs.jsonl"), good_pairs(6))
+    write_rows(
+        Path("data/c.jsonl"),
+        [
+            {"id": str(at), "query": f"c{at}", "responses": ["bad x", "good", "bad y", "bad z"],
+             "correct": [False, True, False, False]}
+            for at in range(3)
+        ],
+    )  # fmt: skip
+    for name, text in STUDIES.items():
+        Path(f"{name}.yaml").write_text(f"output: studies/{name}\nresamples: 100\n{text}")
+    studies = "".join(f"  {name}: {name}.yaml\n" for name in STUDIES)
+    Path("all.yaml").write_text(
+        f"output: out\ntitle: A <b> title\nabout: Of nothing.\nseeds: [3, 5]\nstudies:\n{studies}"
+    )
+    return load("all.yaml", [])
+
+
+@pytest.fixture
+def judges(letters):  # noqa: F811
+    return FakeJudges(letters, {"right": prefers("good"), "coin": coin})
+
+
+def test_seeds_are_pooled_and_told_in_one_report(config, judges):
+    told = []
+    done = reproduce(config, judges.open, told.append)
+    paths = write(config, done)
+    assert [str(path) for path in paths] == ["out/report.html", "out/report.md", "out/seconds.json"]
+    assert [section.seeds for section in done.sections] == [(3, 5), (3, 5), (3, 5), ()]
+    assert not done.complete
+    each = [json.loads(Path(f"out/seed-{seed}/reasoning/data.json").read_text())["found"] for seed in (3, 5)]
+    pooled = json.loads(Path("out/reasoning/data.json").read_text())
+    means = [found["scores"][1]["accuracy"]["estimate"] for found in each]
+    assert pooled["found"]["scores"][1]["accuracy"]["estimate"] == pytest.approx(sum(means) / 2)
+    assert pooled["found"]["scores"][1]["counts"]["votes"] == 2 * 12
+    assert pooled["seeds"] == [3, 5]
+    assert ["reasoning", "right judges better than coin"] in [row[:2] for row in claims(done)]
+    for path in paths[:2]:
+        text = path.read_text()
+        assert "Does thinking help?" in text
+        assert "18 labelled pairs" not in text
+        assert "12 labelled pairs" in text
+        assert "dynamics, seed 5: there is no file runs/gone/metrics.jsonl" in text
+        assert "Seeds 3, 5" in text
+    html = paths[0].read_text()
+    assert html.count("<img ") == 3
+    assert "A &lt;b&gt; title" in html
+    assert "(test-time-compute/figure.png)" in paths[1].read_text()
+    assert Path("out/test-time-compute/figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_killed_it_goes_on_and_asks_for_nothing_twice(config, judges):
+    judges.dies_after = 15  # in the first seed's test-time compute
+    with pytest.raises(Killed):
+        reproduce(config, judges.open)
+    judges.dies_after = None
+    write(config, reproduce(config, judges.open))
+    report, asked = Path("out/report.md").read_bytes(), judges.asked
+    write(config, reproduce(config, judges.open))
+    assert judges.asked == asked
+    assert Path("out/report.md").read_bytes() == report
+
+
+def test_seeds_and_studies_can_be_added(config, judges):
+    reproduce(load("all.yaml", ["seeds=[5]"]), judges.open)
+    store = Path("out/seed-5/test-time-compute/votes.jsonl")
+    before, asked = store.read_bytes(), judges.asked
+    done = reproduce(config, judges.open)
+    assert done.sections[0].seeds == (3, 5)
+    assert judges.asked > asked
+    assert store.read_bytes() == before
+
+
+def test_paths_are_moved_whole():
+    moves = {"runs/a": "/x", "runs/a/b": "/y"}
+    config = {"output": "runs/a", "judges": {"j": {"model": "runs/a/b/c"}}, "files": ["runs/ab", "other", 3, None]}
+    assert moved(config, moves) == {
+        "output": "/x",
+        "judges": {"j": {"model": "/y/c"}},
+        "files": ["runs/ab", "other", 3, None],
+    }
+
+
+@pytest.mark.parametrize("scale", ["tiny", "rrm-7b", "rrm-32b"])
+def test_packaged_scales(scale):
+    config = load(scale, ["output=/o", "paths.checkpoints=/weights"])
+    studies = studies_of(config, 7)
+    assert all(study.output == f"/o/seed-7/{name}" and study.seed == 7 for name, study in studies.items())
+    text = json.dumps([study.model_dump() for study in studies.values()])
+    assert "runs/studies" not in text
+    assert "runs/quickstart" not in text
+    assert "checkpoints/" not in text.replace("/weights/", "")
+
+
+def test_what_cannot_be(config):
+    with pytest.raises(RrmError, match="different numbers"):
+        load("all.yaml", ["seeds=[1, 1]"])
+    with pytest.raises(RrmError, match="no study 'reason'"):
+        load("all.yaml", ["studies.reason=reasoning.yaml"])
+    Path("intransitivity.yaml").write_text(f"output: studies/reasoning\n{STUDIES['intransitivity']}")
+    with pytest.raises(RrmError, match="two studies write to studies/reasoning"):
+        studies_of(config, 0)
