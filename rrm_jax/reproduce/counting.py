@@ -1,11 +1,14 @@
 """How many judgments a set of studies will ask for, before any is paid for.
 
 The votes are counted by their addresses, as the verdict stores keep them: what two studies share is drawn once.
-Tournaments are played with a made-up judge, since an adaptive one's comparisons depend on the verdicts.
+Tournaments are played with a made-up judge, since an adaptive one's comparisons depend on the verdicts. Texts are not
+looked at: candidates that say the same share their votes, and fewer are drawn than are counted here.
 """
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,10 +16,10 @@ from pydantic import Field
 
 from rrm_jax.config import Config
 from rrm_jax.data.jsonl import Reader
-from rrm_jax.data.records import parse_candidates
-from rrm_jax.ranking.entry import Entry, parse_entry
+from rrm_jax.ranking.entry import parse_entry
 from rrm_jax.ranking.protocol import Comparison, Item, Outcome
 from rrm_jax.ranking.tournament import run_tournaments
+from rrm_jax.studies.best_of import parse_correct
 from rrm_jax.studies.config import (
     CalibrationConfig,
     CostConfig,
@@ -94,14 +97,15 @@ def _votes(study: JudgingConfig, assumed: Assumed) -> Iterator[tuple[int | None,
     elif isinstance(study, ScalingConfig):
         yield from _of_pairs(study, study.pairs, assumed, None, max(study.votes), both=False)
         for text in study.strategies:
-            yield from _of_tournaments(study, study.candidates, assumed, None, parse_entry(text))
+            for vote in _played(study.candidates, study.limit, study.seed, assumed, text):
+                yield None, *vote
     elif isinstance(study, CostConfig):
         for budget in study.budgets:
             for text in study.strategies:
                 for votes in study.votes:
-                    yield from _of_tournaments(
-                        study, study.candidates, assumed, budget, parse_entry(f"{text}:votes={votes}")
-                    )
+                    entry = f"{text}:votes={votes}"
+                    for vote in _played(study.candidates, study.limit, study.seed, assumed, entry):
+                        yield budget, *vote
     else:
         raise NotImplementedError(type(study))
 
@@ -115,11 +119,12 @@ def _of_pairs(
                 yield budget, f"{path}:{row}", int(order), vote
 
 
-def _of_tournaments(
-    study: JudgingConfig, path: str, assumed: Assumed, budget: int | None, entry: Entry
-) -> Iterator[tuple[int | None, str, int, int]]:
-    correct = _candidates(path, assumed)[: study.limit]
-    items = [Item(str(at), len(row)) for at, row in enumerate(correct)]
+@functools.lru_cache(maxsize=256)
+def _played(path: str, limit: int | None, seed: int, assumed: Assumed, text: str) -> list[tuple[str, int, int]]:
+    """Comparison, order and number of every vote that a strategy asks for."""
+    entry = parse_entry(text)
+    correct = dict(itertools.islice(_candidates(path, assumed).items(), limit))
+    items = [Item(id, len(row)) for id, row in correct.items()]
     asked: list[tuple[str, int]] = []
 
     def compare(comparisons: list[Comparison]) -> Sequence[Outcome]:
@@ -128,16 +133,15 @@ def _of_tournaments(
             i, j = sorted((one.i, one.j))
             votes = range(one.meeting * entry.votes, (one.meeting + 1) * entry.votes)
             asked.extend((f"{path}:{one.item_id}:{i}:{j}", vote) for vote in votes)
-            row = correct[int(one.item_id)]
+            row = correct[one.item_id]
             first = 0.5 if row[i] == row[j] else ACCURACY if row[i] else 1 - ACCURACY
             first_wins = _coin(f"{one.item_id} {i} {j} {one.meeting}") < first
             winner = 1 if first_wins == (one.i == i) else 2
             outcomes.append(Outcome(winner, votes=(winner,) * entry.votes))
         return outcomes
 
-    run_tournaments(items, entry.strategy, compare, seed=study.seed, rating=entry.rating, stop=entry.stop)
-    for item, vote in asked:
-        yield budget, item, int(_coin(f"{item} {vote}") < 0.5), vote
+    run_tournaments(items, entry.strategy, compare, seed=seed, rating=entry.rating, stop=entry.stop)
+    return [(item, int(_coin(f"{item} {vote}") < 0.5), vote) for item, vote in asked]
 
 
 def _limited(study: JudgingConfig, rows: int) -> int:
@@ -152,18 +156,13 @@ def _rows(path: str, assumed: int) -> int:
         return sum(1 for line in file if line.strip())
 
 
-def _candidates(path: str, assumed: Assumed) -> list[tuple[bool, ...]]:
-    """Which candidates of each query are correct; made up where there is no file, or it does not say."""
+def _candidates(path: str, assumed: Assumed) -> dict[str, tuple[bool, ...]]:
+    """Which candidates of each query are correct; made up where there is no file."""
     if not Path(path).is_file():
-        sizes = [assumed.candidates] * assumed.queries
-    else:
-        sizes, known = [], []
-        for _, row in Reader(Path(path), parse_candidates, report=lambda message: None):
-            sizes.append(len(row.responses))
-            known.append(row.correct)
-        if all(one is not None for one in known):
-            return [tuple(one or ()) for one in known]
-    return [tuple(_coin(f"{at} {one}") < 0.5 for one in range(size)) for at, size in enumerate(sizes)]
+        size = range(assumed.candidates)
+        return {str(at): tuple(_coin(f"{at} {one}") < 0.5 for one in size) for at in range(assumed.queries)}
+    rows = Reader(Path(path), parse_correct, report=lambda message: None)
+    return {row.id: tuple(row.correct or ()) for _, row in rows}
 
 
 def _coin(name: str) -> float:

@@ -7,6 +7,7 @@ import pytest
 
 from rrm_jax.errors import RrmError
 from rrm_jax.reproduce.config import load, moved, studies_of
+from rrm_jax.reproduce.counting import Assumed, count
 from rrm_jax.reproduce.report import claims, write
 from rrm_jax.reproduce.run import reproduce
 from tests.judging.fake_generator import Killed, coin, prefers
@@ -99,6 +100,33 @@ def test_seeds_and_studies_can_be_added(config, judges):
     assert done.sections[0].seeds == (3, 5)
     assert judges.asked > asked
     assert store.read_bytes() == before
+
+
+def test_votes_are_counted_before_they_are_drawn(config, judges):
+    """Exact here, where the round robin asks for all that a knockout may."""
+    studies = studies_of(config, 3)
+    asked, new = count(studies, Assumed())
+    reproduce(load("all.yaml", ["seeds=[3]"]), judges.open)
+    assert sum(one.votes for one in asked) == sum(new.values()) == judges.asked
+    assert (new["reasoning"], new["intransitivity"], new["dynamics"]) == (2 * 2 * 6, 0, 0)
+    (right,) = [one for one in asked if one.judge.model == "right"]
+    assert (right.prompts, right.votes) == (12, 12)
+
+
+def test_rows_that_are_not_there_are_assumed(config):
+    config = load("all.yaml", ["paths.data=nowhere"])
+    (right, _), new = count(studies_of(config, 3), Assumed(pairs=10, queries=4, candidates=4))
+    assert (right.prompts, new["reasoning"]) == (20, 40)
+    assert new["test-time-compute"] >= 3 * 10 + 4 * 6
+
+
+def test_a_shared_store_counts_once():
+    studies = studies_of(load("tiny", []), 0)
+    few = Assumed(pairs=20, queries=5)
+    shared = count(studies, few)[1]
+    apart = count({**studies, "cost": studies["cost"].model_copy(update={"verdicts": "elsewhere"})}, few)[1]
+    assert shared["cost"] < apart["cost"]
+    assert shared["thinking-budget"] == 2 * 20 * 8
 
 
 def test_paths_are_moved_whole():
