@@ -1,9 +1,6 @@
 """`rrm eval`: benchmarks, judged by a model or scored from a file of verdicts."""
 
-import contextlib
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,8 +12,9 @@ from rrm_jax.cli.options import ModelOptions, Strict, Verdicts, with_options
 from rrm_jax.errors import RrmError
 
 if TYPE_CHECKING:
-    from rrm_jax.evaluation.benchmarks import Benchmark, Loaded, Outcome, Policy, Score
-    from rrm_jax.ranking.entry import Entry
+    from rrm_jax.evaluation.benchmarks import Benchmark
+    from rrm_jax.evaluation.eval_job import Job
+    from rrm_jax.evaluation.eval_results import Evaluated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +130,8 @@ def command(
       rrm eval ppe-math-best-of-n --data PPE-MATH --model runs/judge --out runs/ppe --strategy knockout --votes 5
     """
     from rrm_jax.evaluation.benchmarks import BENCHMARKS, Loaded, benchmark_of, load
+    from rrm_jax.evaluation.eval_job import Job, policy_of
+    from rrm_jax.evaluation.evaluate import score_file
 
     if show_list:
         _list(BENCHMARKS.values())
@@ -139,24 +139,29 @@ def command(
     if name is None or (data is None and verdict_file is None):
         raise RrmError("a benchmark and its --data are needed; rrm eval --list shows what there is")
     wanted = [group.strip() for group in groups.split(",")] if groups else []
-    if verdict_file is not None and models.model is not None:
+    judged = models.model is not None
+    if verdict_file is not None and judged:
         raise RrmError("--verdict-file needs no judge: leave --model out")
     if data is None:
         loaded = Loaded(benchmark_of(name), (), {}, 0, {})
     else:
         loaded = load(name, data, split=split, groups=wanted, strict=strict, report=warn)
-    policy = _policy(loaded.benchmark, scoring, judging.seed, judged=models.model is not None)
+    order = None if judged else scoring.order
+    policy = policy_of(loaded.benchmark, invalid=scoring.invalid, ties=scoring.ties, order=order, seed=judging.seed)
     for note in loaded.notes():
         warn(f"{name}: {note}")
-    job = _Job(loaded, policy, scoring.resamples, judging.seed, out, against)
-    job.refuse_to_overwrite([path for path in (verdict_file, verdicts, against) if path is not None])
-    if models.model is None:
-        _score_file(job, verdict_file, judge)
+    job = Job(loaded, policy, out, against, scoring.resamples)
+    job.refuse_to_overwrite(verdict_file, verdicts)
+    if judged:
+        evaluated = _judge(job, models, judging, picking, scoring, verdicts)
+    elif verdict_file is None and loaded.benchmark.kind != "best-of-n":
+        raise RrmError("--model is needed, or a --verdict-file to score")
     else:
-        if out is None:
-            raise RrmError("--out is needed, where verdicts are kept")
-        _judge(job, models, judging, picking, scoring, out, verdicts)
-    if loaded.skipped or job.not_judged:
+        evaluated = score_file(job, verdict_file, judge)
+    print(evaluated.text)
+    for id, why in list(evaluated.not_judged.items())[:10]:
+        warn(f"not judged: {id}: {why}")
+    if not evaluated.complete:
         raise typer.Exit(1)
 
 
@@ -170,225 +175,35 @@ def _list(benchmarks: Any) -> None:
             print(f"  not verified: {one.unverified}")
 
 
-def _policy(benchmark: "Benchmark", scoring: ScoreOptions, seed: int, judged: bool) -> "Policy":
-    changed: dict[str, Any] = {
-        key: value for key in ("invalid", "ties") if (value := getattr(scoring, key)) is not None
-    }
-    if benchmark.kind == "best-of-n" and (
-        changed.get("invalid", "random") not in ("random", "0.5") or "ties" in changed
-    ):
-        raise RrmError("of best-of-N, --invalid is random or 0.5, and there is no --ties")
-    return dataclasses.replace(benchmark.policy, **changed, order=None if judged else scoring.order, seed=seed)
-
-
-class _Job:
-    """What is scored, and where the results go."""
-
-    def __init__(
-        self, loaded: "Loaded", policy: "Policy", resamples: int, seed: int, out: Path | None, against: Path | None
-    ):
-        self.loaded, self.policy, self.resamples, self.seed = loaded, policy, resamples, seed
-        self.out, self.against = out, against
-        self.not_judged: Mapping[str, str] = {}
-        self.curve: Mapping[int, Sequence[Score]] = {}
-
-    def path(self, ending: str) -> Path:
-        assert self.out is not None
-        return self.out.with_name(self.out.name + ending)
-
-    def refuse_to_overwrite(self, others: Sequence[Path]) -> None:
-        """What is written must replace nothing but an older result of the same job."""
-        if self.out is None:
-            return
-        run, used = self.path(".run.json"), {path.resolve() for path in (*self.loaded.files.values(), *others)}
-        for path in map(self.path, (".json", ".md", ".judged.jsonl")):
-            if path.is_file() and not run.is_file():
-                raise RrmError(f"{path} exists, but not {run}, so it is not this job's; choose another --out")
-        for path in map(self.path, (".json", ".md", ".run.json")):
-            if path.resolve() in used:
-                raise RrmError(f"{path} is read, and would be written over; choose another --out")
-        if self.path(".judged.jsonl").resolve() in {path.resolve() for path in self.loaded.files.values()}:
-            raise RrmError(f"{self.path('.judged.jsonl')} is read, and would be written over; choose another --out")
-
-    @property
-    def inputs(self) -> dict[str, str | Path]:
-        return dict(self.loaded.files)
-
-    def report(self, scores: Mapping[str, Sequence["Score"]], verdicts: Mapping[str, Any] | None) -> None:
-        """Prints, and writes OUT.json and OUT.md."""
-        from rrm_jax.data.jsonl import write_whole
-        from rrm_jax.evaluation import eval_report as report
-
-        benchmark = self.loaded.benchmark
-        lines = [f"{benchmark.what}; {benchmark.hub or 'rows given'}", *self.loaded.notes()]
-        lines += [f"{len(self.not_judged)} item(s) were not judged, and are not scored"] if self.not_judged else []
-        rules = dataclasses.asdict(self.policy)
-        lines.append("counted as: " + ", ".join(f"{key} {value}" for key, value in rules.items() if value is not None))
-        (first, *_) = scores.values()
-        tables = [report.score_rows(first) if len(scores) == 1 else report.judge_rows(scores)]
-        if self.curve:
-            tables.append(report.curve_rows(self.curve))
-        compared = self._compare(verdicts)
-        tables += [report.difference_rows(compared)] if compared else []
-        tables.append(report.published_rows(benchmark))
-        print("\n".join([benchmark.name, *lines]))
-        for rows in filter(None, tables):
-            print("\n".join(["", *report.terminal(rows)]))
-        for id, why in list(self.not_judged.items())[:10]:
-            warn(f"not judged: {id}: {why}")
-        if self.out is None:
-            return
-        facts = {
-            "benchmark": benchmark.name, "policy": rules, "resamples": self.resamples, "notes": self.loaded.notes(),
-            "items": len(self.loaded.items), "not_judged": dict(self.not_judged),
-            "scores": {judge: [score.to_row() for score in one] for judge, one in scores.items()},
-            "curve": {size: [score.to_row() for score in one] for size, one in self.curve.items()},
-            "against": None if self.against is None else str(self.against),
-            "differences": [dataclasses.asdict(one) for one in compared],
-            "published": [dataclasses.asdict(one) for one in benchmark.published],
-        }  # fmt: skip
-        write_whole(self.path(".md"), report.markdown(benchmark.name, lines, tables))
-        write_whole(self.path(".json"), json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-
-    def _compare(self, verdicts: Mapping[str, Any] | None) -> list[Any]:
-        from rrm_jax.evaluation.benchmarks import compare, read_verdict_file
-
-        if self.against is None:
-            return []
-        if verdicts is None:
-            raise RrmError("--against compares one judge; choose it with --judge")
-        rows = self.against.with_name(self.against.name + ".judged.jsonl")
-        benchmark, items = self.loaded.benchmark, self.loaded.items
-        others = read_verdict_file(benchmark, items, rows if rows.is_file() else self.against)
-        if len(others) != 1:
-            raise RrmError(f"{self.against} has {len(others)} judges; --against takes a file of one")
-        (other,) = others.values()
-        return compare(benchmark, items, verdicts, other, self.policy, samples=max(self.resamples, 1), seed=self.seed)
-
-
-def _score_file(job: _Job, path: Path | None, judge: str | None) -> None:
-    from rrm_jax.evaluation.benchmarks import read_verdict_file, score, scores_of_subsets
-    from rrm_jax.evaluation.benchmarks.verdict_files import read_content
-    from rrm_jax.provenance import pinned
-
-    benchmark, items = job.loaded.benchmark, job.loaded.items
-    inputs = job.inputs
-    if path is None and benchmark.kind != "best-of-n":
-        raise RrmError("--model is needed, or a --verdict-file to score")
-    if path is not None:
-        inputs["verdicts"] = path
-    verdicts: Any = None
-    scores: Any = None if path is None else scores_of_subsets(benchmark, read_content(path))
-    if scores is None and not items:
-        raise RrmError(f"{path} is scored against the benchmark's rows: give them as --data")
-    if scores is not None:
-        scores = _only(judge, scores)
-    else:
-        found = {"no judge": {}} if path is None else _only(judge, read_verdict_file(benchmark, items, path))
-        how = {"samples": job.resamples if len(found) == 1 else 0, "seed": job.seed}
-        scores = {name: score(benchmark, items, said, job.policy, **how) for name, said in found.items()}
-        verdicts = next(iter(found.values())) if len(found) == 1 else None
-        if verdicts:
-            job.not_judged = {item.id: "not in the verdict file" for item in items if item.id not in verdicts}
-    config = {"benchmark": benchmark.name, "verdicts": str(path)}
-    run = contextlib.nullcontext() if job.out is None else pinned(
-        job.path(".run.json"), config=config, seed=job.seed, inputs=inputs
-    )  # fmt: skip
-    with run:
-        job.report(scores, verdicts)
-
-
-def _only[T](judge: str | None, found: Mapping[str, T]) -> dict[str, T]:
-    if judge is not None and judge not in found:
-        raise RrmError(f"the file has no judge {judge!r}; it has {', '.join(list(found)[:10])}")
-    return {**found} if judge is None else {judge: found[judge]}
-
-
 def _judge(
-    job: _Job, models: EvalModelOptions, judging: JudgeOptions, picking: PickOptions, scoring: ScoreOptions, out: Path,
+    job: "Job", models: EvalModelOptions, judging: JudgeOptions, best: PickOptions, scoring: ScoreOptions,
     store: Path | None,
-) -> None:  # fmt: skip
+) -> "Evaluated":  # fmt: skip
     from rrm_jax.cli.backend import open_generator
-    from rrm_jax.evaluation.benchmarks import best_of_each, judge_items, score
-    from rrm_jax.judging.store import VoteLog
-    from rrm_jax.provenance import pinned
+    from rrm_jax.evaluation.eval_job import Picking, most_comparisons, order_of
+    from rrm_jax.evaluation.evaluate import judge_benchmark
 
-    benchmark, items = job.loaded.benchmark, job.loaded.items
-    order = scoring.order or benchmark.order
-    if benchmark.right_first and order == "given":
-        warn(f"{benchmark.name} has the better response first in every row: --order given always shows it there")
-    entry = _entry(picking) if benchmark.kind == "best-of-n" else None
-    sizes = _sizes(picking.curve, entry)
-    total = sum(
-        len(item.games)
-        if entry is None
-        else sum(entry.strategy.most_comparisons(n) for n in (len(item.responses), *sizes) if n <= len(item.responses))
-        for item in items
-    )
-    progress = Progress("comparisons", total)
+    if job.out is None:
+        raise RrmError("--out is needed, where verdicts are kept")
+    benchmark = job.loaded.benchmark
+    order = order_of(benchmark, scoring.order, warn)
+    invalid = "draw" if scoring.invalid == "0.5" else "random"
+    picking = Picking(best.strategy, best.rating, best.budget, best.stop, invalid)
+    sizes = _sizes(best.curve, benchmark)
+    progress = Progress("comparisons", most_comparisons(job.loaded, picking, sizes))
     judge = open_judge(open_generator(models, progress), judging, order=order)
-    rule = {"0.5": "draw"}.get(scoring.invalid or "", "random")
-    settings = judge.settings | {"benchmark": benchmark.name}
-    ranking = {key: value for key, value in dataclasses.asdict(picking).items() if key != "curve"}
-    settings |= {} if entry is None else {"ranking": ranking, "invalid": rule}
-    log_path = store or job.path(".votes.jsonl")
-    if log_path.resolve() == job.path(".judged.jsonl").resolve():
-        raise RrmError(f"--verdicts {store} is where results are written; name another file")
-    with pinned(job.path(".run.json"), config=settings, seed=judging.seed, inputs=job.inputs):
-        playing = {"entry": entry, "invalid": rule, "seed": judging.seed, "advance": progress.advance}
-        with VoteLog(log_path, report=warn) as log, progress:
-            with _rows(job.path(".judged.jsonl")) as keep:
-                outcome = judge_items(judge, benchmark, items, log, keep=keep, **playing)
-                _check(outcome)
-            curve = best_of_each(judge, benchmark, items, sizes, log, **playing)
-        print(f"{log.written} votes drawn now, {log.found} found in the store")
-        job.not_judged = outcome.not_judged
-        how = {"samples": job.resamples, "seed": judging.seed}
-        job.curve = {
-            size: score(benchmark, some, picks.verdicts, job.policy, **how)
-            for size, (some, picks) in curve.items()
-            if picks.verdicts
-        }
-        job.report({"judge": score(benchmark, items, outcome.verdicts, job.policy, **how)}, outcome.verdicts)
+    return judge_benchmark(
+        job, judge, picking=picking, sizes=sizes, store=store, report=warn, advance=progress.advance,
+        while_judging=progress,
+    )  # fmt: skip
 
 
-def _check(outcome: "Outcome") -> None:
-    if not outcome.verdicts:
-        why = next(iter(outcome.not_judged.values()), "there are no items")
-        raise RrmError(f"nothing was judged: {why}")
-
-
-def _sizes(curve: str | None, entry: "Entry | None") -> list[int]:
+def _sizes(curve: str | None, benchmark: "Benchmark") -> list[int]:
     if curve is None:
         return []
-    if entry is None:
+    if benchmark.kind != "best-of-n":
         raise RrmError("--curve is of best-of-N alone")
     parts = curve.split(",")
     if not all(part.strip().isdigit() and int(part) for part in parts):
         raise RrmError(f"--curve {curve!r} must be whole numbers from 1, separated by commas")
     return sorted({int(part) for part in parts})
-
-
-def _entry(picking: PickOptions) -> "Entry":
-    from rrm_jax.ranking.entry import parse_entry
-
-    entry = parse_entry(picking.strategy, rating=picking.rating, stop=picking.stop, budget=picking.budget)
-    if entry.votes != 1:
-        raise RrmError(f"{picking.strategy!r}: the votes of a comparison are --votes here")
-    return entry
-
-
-@contextlib.contextmanager
-def _rows(path: Path) -> Any:
-    """Gives a function that writes a row; the file appears when all are there. What was judged is in the store."""
-    from rrm_jax.data.jsonl import encode_row
-
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        with open(unfinished, "wb") as file:
-            yield lambda row: file.write(encode_row(row))
-        unfinished.replace(path)
-    except OSError as error:
-        raise RrmError(
-            f"cannot write {path}: {error.strerror or error}; every vote is kept, run again to go on"
-        ) from None
