@@ -3,13 +3,15 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rrm_jax.errors import RrmError
 from rrm_jax.evaluation.benchmarks import Benchmark, Loaded, Policy
 from rrm_jax.evaluation.benchmarks.base import Credit
 from rrm_jax.judging.judge import OrderPolicy
-from rrm_jax.ranking.entry import Entry, parse_entry
+
+if TYPE_CHECKING:
+    from rrm_jax.ranking.entry import Entry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,9 @@ class Picking:
     stop: str | None = None
     invalid: Literal["random", "draw"] = "random"
 
-    def entry(self) -> Entry:
+    def entry(self) -> "Entry":
+        from rrm_jax.ranking.entry import parse_entry  # brings JAX, which files of verdicts need not wait for
+
         entry = parse_entry(self.strategy, rating=self.rating, stop=self.stop, budget=self.budget)
         if entry.votes != 1:
             raise RrmError(f"{self.strategy!r}: the votes of a comparison are --votes here")
