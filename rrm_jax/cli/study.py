@@ -23,6 +23,7 @@ def command(
     """Run one of the paper's studies: its data, a table and a figure.
 
     \b
+    benchmarks: published benchmarks, as rrm eval scores them, with the published numbers
     reasoning: a judge that thinks against one that does not, both orders, paired test
     test-time-compute: accuracy against votes and comparisons; Elo, knockout and sparse tournaments
     thinking-budget: accuracy when thinking is cut off, and the verdict forced

@@ -16,11 +16,14 @@ from pydantic import Field
 
 from rrm_jax.config import Config
 from rrm_jax.data.jsonl import Reader
+from rrm_jax.evaluation.benchmarks import benchmark_of, load
 from rrm_jax.ranking.entry import parse_entry
 from rrm_jax.ranking.protocol import Comparison, Item, Outcome
 from rrm_jax.ranking.tournament import run_tournaments
 from rrm_jax.studies.best_of import parse_correct
 from rrm_jax.studies.config import (
+    BenchmarkConfig,
+    BenchmarksConfig,
     CalibrationConfig,
     CostConfig,
     JudgeConfig,
@@ -31,6 +34,7 @@ from rrm_jax.studies.config import (
     ThinkingBudgetConfig,
 )
 
+PUBLISHED_CANDIDATES = 32  # of PPE's queries
 ACCURACY = 0.8  # of the made-up judge, between a correct candidate and one that is not
 
 # A vote: which store keeps it, of which item, and which of the item's votes (with "both", in which order) it is.
@@ -87,7 +91,10 @@ def count(studies: Mapping[str, StudyConfig], assumed: Assumed) -> tuple[list[As
 
 def _votes(study: JudgingConfig, assumed: Assumed) -> Iterator[tuple[int | None, str, int, int]]:
     """Thinking budget, item, order and number of every vote that a judge of the study is asked for."""
-    if isinstance(study, ReasoningConfig):
+    if isinstance(study, BenchmarksConfig):
+        for name, asked in study.benchmarks.items():
+            yield from _of_benchmark(study, name, asked, assumed)
+    elif isinstance(study, ReasoningConfig):
         yield from _of_pairs(study, study.pairs, assumed, None, study.votes, both=True)
     elif isinstance(study, ThinkingBudgetConfig):
         for budget in [*study.budgets, *([None] if study.unbounded else [])]:
@@ -108,6 +115,28 @@ def _votes(study: JudgingConfig, assumed: Assumed) -> Iterator[tuple[int | None,
                         yield budget, *vote
     else:
         raise NotImplementedError(type(study))
+
+
+def _of_benchmark(
+    study: BenchmarksConfig, name: str, asked: BenchmarkConfig, assumed: Assumed
+) -> Iterator[tuple[int | None, str, int, int]]:
+    """Its games, or a tournament's comparisons at most; of a snapshot that is not there by its published rows."""
+    benchmark = benchmark_of(name)
+    if Path(asked.data).exists():
+        items = load(name, asked.data, split=asked.split, groups=asked.groups).items
+        sizes = [len(item.games) or len(item.responses) for item in items]
+    else:
+        rows = sum(benchmark.rows.values()) or assumed.pairs
+        sizes = [1 if benchmark.kind == "pairs" else PUBLISHED_CANDIDATES] * rows
+    for at, size in enumerate(sizes[: study.limit]):
+        games = size
+        if benchmark.kind == "best-of-n":
+            games = parse_entry(asked.strategy).strategy.most_comparisons(size)
+        for game in range(games):
+            for vote in range(asked.votes):
+                orders = (0, 1) if (asked.order or benchmark.order) == "both" else (int(_coin(f"{at} {vote}") < 0.5),)
+                for order in orders:
+                    yield None, f"{name}:{at}:{game}", order, vote
 
 
 def _of_pairs(

@@ -1,5 +1,6 @@
 """What `rrm study` can be told: one YAML file a study; see `configs/studies/`."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, JsonValue, model_validator
@@ -61,6 +62,41 @@ class JudgingConfig(StudyConfig):
     """The store that keeps all votes, which any studies and jobs may share; OUTPUT/votes.jsonl without it."""
     limit: int | None = Field(None, ge=1)
     """Use only the first so many rows of the data."""
+
+
+class BenchmarkConfig(Config):
+    data: str
+    """A snapshot in the published layout, as `rrm eval --data` takes it. What is not there is left out, and told of."""
+    split: str | None = None
+    groups: tuple[str, ...] = ()
+    """Only these subsets."""
+    votes: int = Field(1, ge=1)
+    """A comparison's."""
+    order: Literal["random", "given", "both"] | None = None
+    """Which response is shown first; as published without it."""
+    strategy: str = "knockout"
+    """Of best-of-N, as `rrm rank` takes it."""
+
+
+class BenchmarksConfig(JudgingConfig):
+    benchmarks: dict[str, BenchmarkConfig] = Field(min_length=1)
+    """By their names; see `rrm eval --list`."""
+    baseline: str | None = None
+    """The judge that every other is tested against."""
+
+    @model_validator(mode="after")
+    def _has_baseline(self):
+        if self.baseline is not None and self.baseline not in self.judges:
+            raise ValueError(f"baseline {self.baseline!r} is not one of the judges {', '.join(self.judges)}")
+        return self
+
+    def files(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name, one in self.benchmarks.items():
+            path = Path(one.data)
+            below = sorted(path.rglob("*")) if path.is_dir() else [path]
+            found |= {f"{name}.{file.relative_to(path)}": str(file) for file in below if file.is_file()}
+        return found
 
 
 class ReasoningConfig(JudgingConfig):

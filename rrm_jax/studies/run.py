@@ -12,7 +12,17 @@ from rrm_jax.data.jsonl import write_whole
 from rrm_jax.errors import RrmError
 from rrm_jax.judging.store import VoteLog
 from rrm_jax.provenance import pinned
-from rrm_jax.studies import calibration, cost, dynamics, intransitivity, patterns, reasoning, scaling, thinking_budget
+from rrm_jax.studies import (
+    benchmarks,
+    calibration,
+    cost,
+    dynamics,
+    intransitivity,
+    patterns,
+    reasoning,
+    scaling,
+    thinking_budget,
+)
 from rrm_jax.studies import config as configs
 from rrm_jax.studies.common import OpenJudge, Session
 from rrm_jax.studies.report import Report, command_line, write_report
@@ -29,6 +39,7 @@ class Study:
 
 
 STUDIES: dict[str, Study] = {
+    "benchmarks": Study(configs.BenchmarksConfig, benchmarks.find, benchmarks.report),
     "reasoning": Study(configs.ReasoningConfig, reasoning.find, reasoning.report),
     "test-time-compute": Study(configs.ScalingConfig, scaling.find, scaling.report),
     "thinking-budget": Study(configs.ThinkingBudgetConfig, thinking_budget.find, thinking_budget.report),
