@@ -16,6 +16,8 @@ from rrm_jax.studies.pooling import pool
 from rrm_jax.studies.report import Report, write_report
 from rrm_jax.studies.run import STUDIES, Ran, facts_of, run_study
 
+SIZES = Sizes(rank=200)  # quickstart's, with more queries: strategies differ by a few of a hundred
+
 
 @dataclasses.dataclass(frozen=True)
 class Section:
@@ -68,7 +70,7 @@ def reproduce(
         for seed in config.seeds:
             if config.train:
                 judges = output / f"seed-{seed}" / config.train
-                prepare(judges, seed, Sizes())
+                prepare(judges, seed, SIZES)
                 for name in RUNS:
                     with step(f"seed {seed}: train {name}"):
                         train_run(judges, name, seed, report)

@@ -149,7 +149,10 @@ def percent(share: float | Interval) -> str:
 
 def points(difference: Interval) -> str:
     """A difference of shares in percentage points, signed, with its interval."""
-    return f"{100 * difference.estimate:+.1f} ({100 * difference.low:+.1f} … {100 * difference.high:+.1f})"
+    estimate, low, high = (
+        f"{round(100 * value, 1) + 0.0:+.1f}" for value in (difference.estimate, difference.low, difference.high)
+    )  # + 0.0: no −0.0
+    return f"{estimate} ({low} … {high})"
 
 
 def p_value(p: float) -> str:
@@ -157,11 +160,12 @@ def p_value(p: float) -> str:
 
 
 def spread(intervals: Sequence[Interval], scale: float = 100) -> tuple[list[float], list[list[float]]]:
-    """Estimates, and their distances to the ends below and above, as matplotlib's error bars take them."""
+    """Estimates of shares, and their distances to the ends below and above, as matplotlib's error bars take them. Ends
+    beyond 0 and 1, which intervals over seeds can have, are cut."""
     middle = [scale * one.estimate for one in intervals]
     # Not below 0: of a skewed statistic the estimate may lie outside its percentiles.
-    low = [scale * max(one.estimate - one.low, 0.0) for one in intervals]
-    high = [scale * max(one.high - one.estimate, 0.0) for one in intervals]
+    low = [scale * max(one.estimate - max(one.low, 0.0), 0.0) for one in intervals]
+    high = [scale * max(min(one.high, 1.0) - one.estimate, 0.0) for one in intervals]
     return middle, [low, high]
 
 

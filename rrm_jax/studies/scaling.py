@@ -188,10 +188,10 @@ def _between(judge: str, knockout: Way, elo: Way, sparse: Sequence[Way]) -> Clai
         for way in shown
     )
     return Claim(
-        f"{judge}: sparse tournaments lie between a knockout and Elo, in accuracy as in cost",
+        "",
         None,
-        f"{judge}: of {len(sparse)} sparse strategies, which cost less than Elo, {len(within)} lie between a knockout "
-        f"and Elo in accuracy, {sum(way.accuracy.estimate > high for way in sparse)} above and "
+        f"{judge}: of the {len(sparse)} sparse strategies that cost less than Elo, {len(within)} in accuracy between a "
+        f"knockout and Elo, {sum(way.accuracy.estimate > high for way in sparse)} above, "
         f"{sum(way.accuracy.estimate < low for way in sparse)} below. The best: {evidence}.",
     )
 

@@ -122,7 +122,7 @@ def _says(found: Sequence[Budget]) -> list[Claim]:
                 claim(
                     f"{judge}: accuracy grows with the thinking budget",
                     last.gain.difference,
-                    f"With {names} tokens it is {curve} %; {points(last.gain.difference)} points from the first to the "
+                    f"With budgets of {names} it is {curve} %; {points(last.gain.difference)} points from the first to the "
                     f"last (p = {p_value(last.gain.p)}).",
                 )
             )
