@@ -122,8 +122,8 @@ def _says(found: Sequence[Budget]) -> list[Claim]:
                 claim(
                     f"{judge}: accuracy grows with the thinking budget",
                     last.gain.difference,
-                    f"With budgets of {names} it is {curve} %; {points(last.gain.difference)} points from the first to the "
-                    f"last (p = {p_value(last.gain.p)}).",
+                    f"With budgets of {names} it is {curve} %; {points(last.gain.difference)} points from the first to "
+                    f"the last (p = {p_value(last.gain.p)}).",
                 )
             )
     return claims

@@ -112,7 +112,7 @@ def test_malformed_rows_are_told_and_counted(study):
 def test_what_cannot_be(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text("output: out\npairs: none.jsonl\nbaseline: b\njudges: {a: {model: m}, b: {model: n}}\n")
-    with pytest.raises(RrmError, match="no study 'reason'; there are reasoning"):
+    with pytest.raises(RrmError, match="no study 'reason'; there are benchmarks, reasoning"):
         study_config("reason", str(config))
     with pytest.raises(RrmError, match="baseline 'c' is not one of the judges a, b"):
         study_config("reasoning", str(config), ["baseline=c"])
