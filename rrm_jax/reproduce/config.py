@@ -13,6 +13,27 @@ from rrm_jax.studies.config import StudyConfig
 from rrm_jax.studies.run import STUDIES, study_config
 
 
+class Assumed(Config):
+    """What a dry run takes for granted. None of it was measured; files and models that are there are looked at."""
+
+    pairs: int = Field(500, ge=1)
+    """Rows of a pair file."""
+    queries: int = Field(500, ge=1)
+    """Rows of a file of candidates."""
+    candidates: int = Field(8, ge=2)
+    """Of each query."""
+    model: Literal["1.5b", "7b", "14b", "32b"] = "7b"
+    """The shape of a judge."""
+    prompt_tokens: int = Field(1000, ge=1)
+    """Mean, of a query with two responses."""
+    thinking_tokens: int = Field(1000, ge=1)
+    """Mean that a judge writes, where no budget ends it before, with its verdict."""
+    verdict_tokens: int = Field(10, ge=1)
+    """Mean of a DirectJudge, and after a budget."""
+    training: dict[str, str] = Field(default_factory=dict)
+    """The configuration of each training run that the studies read, such as {RRM-7B: rrm_7b.yaml}."""
+
+
 class ReproduceConfig(Config):
     output: str
     """Directory for the report, and of each seed for its studies."""
@@ -25,6 +46,7 @@ class ReproduceConfig(Config):
     """Train the judges first; without it they are where the studies' configurations say."""
     studies: dict[str, str] = Field(min_length=1)
     """The configuration of each study, in the order of the report: one that reads another's results comes after it."""
+    assumed: Assumed = Assumed()
     paths: dict[str, str] = Field(default_factory=dict)
     """Where directories and files are that the studies' configurations name, if elsewhere: {checkpoints: /weights}."""
 

@@ -12,14 +12,12 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pydantic import Field
-
-from rrm_jax.config import Config
 from rrm_jax.data.jsonl import Reader
 from rrm_jax.evaluation.benchmarks import benchmark_of, load
 from rrm_jax.ranking.entry import parse_entry
 from rrm_jax.ranking.protocol import Comparison, Item, Outcome
 from rrm_jax.ranking.tournament import run_tournaments
+from rrm_jax.reproduce.config import Assumed
 from rrm_jax.studies.best_of import parse_correct
 from rrm_jax.studies.config import (
     BenchmarkConfig,
@@ -39,17 +37,6 @@ ACCURACY = 0.8  # of the made-up judge, between a correct candidate and one that
 
 # A vote: which store keeps it, of which item, and which of the item's votes (with "both", in which order) it is.
 type Address = tuple[str, str, int, int]
-
-
-class Assumed(Config):
-    """What a dry run takes for granted of what is not there."""
-
-    pairs: int = Field(500, ge=1)
-    """Rows of a pair file."""
-    queries: int = Field(500, ge=1)
-    """Rows of a file of candidates."""
-    candidates: int = Field(8, ge=2)
-    """Of each query."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,14 +91,14 @@ def _votes(study: JudgingConfig, assumed: Assumed) -> Iterator[tuple[int | None,
     elif isinstance(study, ScalingConfig):
         yield from _of_pairs(study, study.pairs, assumed, None, max(study.votes), both=False)
         for text in study.strategies:
-            for vote in _played(study.candidates, study.limit, study.seed, assumed, text):
+            for vote in _tournaments(study, assumed, text):
                 yield None, *vote
     elif isinstance(study, CostConfig):
         for budget in study.budgets:
             for text in study.strategies:
                 for votes in study.votes:
                     entry = f"{text}:votes={votes}"
-                    for vote in _played(study.candidates, study.limit, study.seed, assumed, entry):
+                    for vote in _tournaments(study, assumed, entry):
                         yield budget, *vote
     else:
         raise NotImplementedError(type(study))
@@ -148,11 +135,17 @@ def _of_pairs(
                 yield budget, f"{path}:{row}", int(order), vote
 
 
+def _tournaments(study: ScalingConfig | CostConfig, assumed: Assumed, text: str) -> list[tuple[str, int, int]]:
+    return _played(study.candidates, study.limit, study.seed, assumed.queries, assumed.candidates, text)
+
+
 @functools.lru_cache(maxsize=256)
-def _played(path: str, limit: int | None, seed: int, assumed: Assumed, text: str) -> list[tuple[str, int, int]]:
+def _played(
+    path: str, limit: int | None, seed: int, queries: int, candidates: int, text: str
+) -> list[tuple[str, int, int]]:
     """Comparison, order and number of every vote that a strategy asks for."""
     entry = parse_entry(text)
-    correct = dict(itertools.islice(_candidates(path, assumed).items(), limit))
+    correct = dict(itertools.islice(_candidates(path, queries, candidates).items(), limit))
     items = [Item(id, len(row)) for id, row in correct.items()]
     asked: list[tuple[str, int]] = []
 
@@ -185,11 +178,10 @@ def _rows(path: str, assumed: int) -> int:
         return sum(1 for line in file if line.strip())
 
 
-def _candidates(path: str, assumed: Assumed) -> dict[str, tuple[bool, ...]]:
+def _candidates(path: str, queries: int, candidates: int) -> dict[str, tuple[bool, ...]]:
     """Which candidates of each query are correct; made up where there is no file."""
     if not Path(path).is_file():
-        size = range(assumed.candidates)
-        return {str(at): tuple(_coin(f"{at} {one}") < 0.5 for one in size) for at in range(assumed.queries)}
+        return {str(at): tuple(_coin(f"{at} {one}") < 0.5 for one in range(candidates)) for at in range(queries)}
     rows = Reader(Path(path), parse_correct, report=lambda message: None)
     return {row.id: tuple(row.correct or ()) for _, row in rows}
 

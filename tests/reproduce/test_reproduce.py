@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from rrm_jax.errors import RrmError
-from rrm_jax.reproduce.config import load, moved, studies_of
-from rrm_jax.reproduce.counting import Assumed, count
+from rrm_jax.reproduce.config import Assumed, load, moved, studies_of
+from rrm_jax.reproduce.counting import count
 from rrm_jax.reproduce.report import claims, write
 from rrm_jax.reproduce.run import reproduce
 from tests.judging.fake_generator import Killed, coin, prefers
