@@ -19,13 +19,14 @@ import ml_dtypes
 import numpy as np
 
 from rrm_jax.models.config import DecoderConfig
+from rrm_jax.parallel.accelerators import accelerator_of
 from rrm_jax.rl.logprobs import completion_scores
 from rrm_jax.rl.losses import PolicyBatch, PolicyLoss, policy_loss, token_weights
 from rrm_jax.testing import tiny_config, write_hf_checkpoint
 from rrm_jax.training.batches import Example, micro_batches
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.learner import Learner
-from rrm_jax.training.throughput import device_memory, peak_flops, training_work
+from rrm_jax.training.throughput import device_memory, training_work
 
 TEMPERATURE = 0.6
 SHAPES: dict[str, tuple[DecoderConfig, int, int]] = {  # and tokens of a prompt and of a completion
@@ -108,10 +109,10 @@ def main() -> None:
     print(f"{len(devices)} × {devices[0].device_kind}, jax {jax.__version__}, {learner.attention}")
     print(f"{args.shape}: {args.sequences} sequences of {prompt + completion} tokens, first update {first:.1f} s")
     print(f"an update: {median:.3f} s ({min(counted):.3f}–{max(counted):.3f}), {work.tokens / median:,.0f} tokens/s")
-    peak, memory = peak_flops(devices[0]), device_memory()
-    if peak is not None:
-        mfu = work.flops / median / (peak * len(devices))
-        print(f"MFU {100 * mfu:.1f} % of {peak / 1e12:.0f} TFLOP/s a chip (expected ≥ 45 %)")
+    device, memory = accelerator_of(devices[0]), device_memory()
+    if device is not None:
+        mfu = work.flops / median / (device.peak_flops * len(devices))
+        print(f"MFU {100 * mfu:.1f} % of {device.peak_flops / 1e12:.0f} TFLOP/s a chip (expected ≥ 45 %)")
     if memory is not None:
         print(f"most memory of a chip: {memory / 2**30:.1f} GiB")
 

@@ -6,22 +6,11 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from rrm_jax.parallel.accelerators import accelerator_of
+
 if TYPE_CHECKING:
     from rrm_jax.sampling.sampler import Sampler
     from rrm_jax.sampling.schedule import Schedule
-
-# Bytes a second of a device's memory, by what JAX calls it; data sheets.
-_BANDWIDTH = {
-    "NVIDIA A100": 2.04e12, "NVIDIA H100 PCIe": 2.04e12, "NVIDIA H100": 3.35e12, "NVIDIA H200": 4.8e12,
-    "NVIDIA B200": 8.0e12, "TPU v4": 1.23e12, "TPU v5 lite": 0.82e12, "TPU v5p": 2.77e12, "TPU v5": 2.77e12,
-    "TPU v6 lite": 1.64e12, "TPU7x": 7.4e12,
-}  # fmt: skip
-
-
-def memory_bandwidth(device: jax.Device) -> float | None:
-    """Bytes a second by the data sheet, None for a device that is not listed."""
-    named = [name for name in _BANDWIDTH if device.device_kind.startswith(name)]
-    return _BANDWIDTH[max(named, key=len)] if named else None
 
 
 @dataclasses.dataclass
@@ -55,12 +44,12 @@ class Stats:
     def of(cls, sampler: "Sampler") -> "Stats":
         config, leaves = sampler.config, jax.tree.leaves(sampler._params)
         devices = leaves[0].sharding.device_set
-        each = memory_bandwidth(next(iter(devices)))
+        device = accelerator_of(next(iter(devices)))
         scales = 8 if sampler.cache_dtype.name == "int8" else 0
         column = config.num_layers * config.num_kv_heads * (2 * config.head_dim * sampler.cache_dtype.itemsize + scales)
         # Each part of the batch reads the weights for itself.
         weights = sum(x.nbytes for x in leaves) * sampler.ways
-        return cls(weights, column, None if each is None else each * len(devices))
+        return cls(weights, column, None if device is None else device.bandwidth * len(devices))
 
     def block(self, steps: int, row_steps: int, rows: int, schedule: "Schedule") -> None:
         """Counts a block of `rows` rows; the columns read are estimated from how far the rows were at its end."""

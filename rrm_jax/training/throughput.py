@@ -13,24 +13,8 @@ import jax
 import numpy as np
 
 from rrm_jax.models.config import DecoderConfig
+from rrm_jax.parallel.accelerators import accelerator_of
 from rrm_jax.training.batches import Example
-
-# bf16, dense (without sparsity), a chip, from the makers' data sheets. The first name found in the device's is taken.
-_PEAK_FLOPS = (
-    ("GB200", 2500e12),
-    ("B200", 2250e12),
-    ("H200", 989e12),
-    ("H100 PCIe", 756e12),
-    ("H100 NVL", 835e12),
-    ("H100", 989e12),
-    ("A100", 312e12),
-    ("TPU v4", 275e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5", 459e12),  # v5p
-    ("TPU v6", 918e12),
-    ("TPU7x", 2307e12 / 2),  # JAX shows each chip's two cores as devices
-)
 
 
 class Work(NamedTuple):
@@ -79,11 +63,6 @@ def _seen(lengths: np.ndarray, window: int | None) -> int:
     return int((inside * (inside + 1) // 2 + (lengths - inside) * inside).sum())
 
 
-def peak_flops(device: jax.Device) -> float | None:
-    """bf16 FLOPs a second of a device, by its data sheet; None for a CPU, or a chip that is not known here."""
-    return next((peak for name, peak in _PEAK_FLOPS if name.lower() in device.device_kind.lower()), None)
-
-
 def device_memory() -> int | None:
     """The most bytes that one of this process's devices ever held; None where they do not count them (CPUs)."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
@@ -115,9 +94,9 @@ def throughput(
         known.add(example.prompt_ids)
     work = training_work(config, prompts, completions, repeated=repeated, adapters=adapters)
     values = {"tokens_per_second": work.tokens / sum(seconds.values())}
-    peak, memory = peak_flops(jax.devices()[0]), device_memory()
-    if peak is not None:
-        values["mfu"] = passes * work.flops / seconds["seconds_update"] / (peak * devices)
+    device, memory = accelerator_of(jax.devices()[0]), device_memory()
+    if device is not None:
+        values["mfu"] = passes * work.flops / seconds["seconds_update"] / (device.peak_flops * devices)
     if memory is not None:
         values["memory_peak_gib"] = memory / 2**30
     return values

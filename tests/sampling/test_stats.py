@@ -2,12 +2,14 @@
 
 import types
 
+import jax
 import jax.numpy as jnp
 import pytest
 
+from rrm_jax.parallel.accelerators import accelerator
 from rrm_jax.sampling import memory
 from rrm_jax.sampling.protocol import Decoding, Request
-from rrm_jax.sampling.stats import Stats, memory_bandwidth
+from rrm_jax.sampling.stats import Stats
 from tests.sampling.common import CONFIG, make_sampler, run
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -42,11 +44,11 @@ def test_int8_columns_count_their_scales():
     assert stats.column_bytes == CONFIG.num_layers * CONFIG.num_kv_heads * 2 * (CONFIG.head_dim + 4)
 
 
-def test_bandwidth_is_found_by_the_longest_name():
-    kinds = {"NVIDIA H100 80GB HBM3": 3.35e12, "NVIDIA H100 PCIe": 2.04e12, "NVIDIA H200": 4.8e12, "TPU v5p": 2.77e12}
-    kinds |= {"TPU v5 lite": 0.82e12, "TPU v6 lite": 1.64e12, "cpu": None}
-    for kind, expected in kinds.items():
-        assert memory_bandwidth(types.SimpleNamespace(device_kind=kind)) == expected  # type: ignore[arg-type]
+def test_bandwidth_is_that_of_all_devices(monkeypatch):
+    sampler = make_sampler()
+    devices = len(jax.tree.leaves(sampler._params)[0].sharding.device_set)
+    monkeypatch.setattr("rrm_jax.sampling.stats.accelerator_of", lambda device: accelerator("h200"))
+    assert Stats.of(sampler).bandwidth == devices * 4.8e12
 
 
 def test_the_share_of_the_roofline_is_shown():
