@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from rrm_jax.errors import RrmError
+from rrm_jax.reproduce import run
 from rrm_jax.reproduce.config import Assumed, load, moved, studies_of
 from rrm_jax.reproduce.counting import count
 from rrm_jax.reproduce.report import claims, write
@@ -158,3 +159,15 @@ def test_what_cannot_be(config):
     Path("intransitivity.yaml").write_text(f"output: studies/reasoning\n{STUDIES['intransitivity']}")
     with pytest.raises(RrmError, match="two studies write to studies/reasoning"):
         studies_of(config, 0)
+
+
+def test_judges_are_trained_before_they_are_studied(config, judges, monkeypatch):
+    """Training itself is quickstart's: here only what is asked of it, and where."""
+    asked = []
+    monkeypatch.setattr(run, "prepare", lambda directory, seed, sizes: asked.append((str(directory), seed, sizes.rank)))
+    monkeypatch.setattr(run, "train_run", lambda directory, name, seed, report: asked.append((name, seed)))
+    done = reproduce(load("all.yaml", ["train=quickstart", "seeds=[3]"]), judges.open)
+    assert asked[0] == ("out/seed-3/quickstart", 3, run.SIZES.rank)
+    assert asked[1:] == [(name, 3) for name in run.RUNS]
+    assert list(done.seconds)[0] == "seed 3: train warm_start"
+    assert len(done.seconds) == 4 + 4
