@@ -7,6 +7,7 @@ cut at the added tokens, and what is left between two control tokens is encoded 
 the borders of template and contents are those of the rendered prompt.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -182,11 +183,11 @@ class Tokenizer:
                 continue
             at = 0
             for match in self._control.finditer(text):
-                ids += self.encode_text(ordinary + text[at : match.start()])
+                ids += _ids_of(self, ordinary + text[at : match.start()])
                 ids.append(self._control_ids[match.group()])
                 ordinary, at = "", match.end()
             ordinary += text[at:]
-        ids += self.encode_text(ordinary)
+        ids += _ids_of(self, ordinary)
         return self._with_one_bos(ids)
 
     def _with_one_bos(self, ids: list[int]) -> list[int]:
@@ -238,6 +239,12 @@ class Tokenizer:
                 f"{self._name}: the chat template does not show each of the messages ({', '.join(roles)}) exactly once"
             )
         return pieces
+
+
+@functools.lru_cache(maxsize=8)
+def _ids_of(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """`encode_text`: a system turn, half of a short prompt, comes again with every conversation."""
+    return tuple(tokenizer.encode_text(text))
 
 
 def _compile(chat_template: str) -> "jinja2.Template":

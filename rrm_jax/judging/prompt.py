@@ -4,6 +4,8 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
+import numpy as np
+
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.errors import RrmError
 from rrm_jax.judging.template import Template
@@ -108,7 +110,7 @@ class _Ends:
     """A text, encoded once, and its endings."""
 
     def __init__(self, tokenizer: Tokenizer, text: str):
-        self._text, self._spans = text, tokenizer.token_spans(text)
+        self._text, self._spans = text, _spans(tokenizer, text)
         self.length = len(self._spans)
 
     def last(self, tokens: int) -> str:
@@ -119,6 +121,12 @@ class _Ends:
             if self._spans[at][0] >= self._spans[at - 1][1]:
                 return self._text[self._spans[at][0] :]
         return ""
+
+
+@functools.lru_cache(maxsize=8)
+def _spans(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """`token_spans` as int32 [tokens, 2]: queries and responses often come again in the next pairs."""
+    return np.array(tokenizer.token_spans(text), np.int32).reshape(-1, 2)
 
 
 @functools.lru_cache(maxsize=8)

@@ -14,11 +14,16 @@ def r1(r1_tokenizer_dir: Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def letters(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+def letters_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One token a character, with the control tokens of R1."""
     directory = tmp_path_factory.mktemp("letters")
     write_word_tokenizer(directory, string.printable)
-    return Tokenizer.load(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def letters(letters_dir: Path) -> Tokenizer:
+    return Tokenizer.load(letters_dir)
 
 
 @pytest.fixture(scope="session")

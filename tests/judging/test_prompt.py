@@ -1,5 +1,6 @@
 """The judge's prompt: the released one for clean text, plain text for hostile text, and what is cut."""
 
+import itertools
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from rrm_jax.data.answers import NO_ANSWER, strip_thinking
 from rrm_jax.data.tokenizer import Tokenizer
+from rrm_jax.data.word_tokenizer import ASSISTANT, BOS, USER
 from rrm_jax.errors import RrmError
 from rrm_jax.judging.prompt import build_prompt, fit
 from rrm_jax.judging.template import Template, load_template
@@ -106,6 +108,50 @@ def test_never_over_the_limit_and_always_endings(r1: Tokenizer, short: Template,
     turned = fit(short, r1, (query, two, one), limit, True)  # what is cut does not depend on the order
     assert turned.texts == (fitted.texts[0], fitted.texts[2], fitted.texts[1])
     assert (turned.ids, turned.turned_ids) == (fitted.turned_ids, fitted.ids)
+
+
+class Counting(Tokenizer):
+    """Keeps what it is asked to encode."""
+
+    encoded: list[str]
+
+    def __init__(self, *args, **kwargs):
+        self.encoded = []
+        super().__init__(*args, **kwargs)
+
+    def encode_text(self, text: str) -> list[int]:
+        self.encoded.append(text)
+        return super().encode_text(text)
+
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        self.encoded.append(text)
+        return super().token_spans(text)
+
+
+def test_what_comes_again_is_not_encoded_again(letters_dir: Path, short: Template):
+    """The system turn for all prompts, a query for its pairs, a response for the pairs that follow one another."""
+    tokenizer = Counting.load(letters_dir)
+    fit(short, tokenizer, ("q", "a", "b"), 400, True)
+    tokenizer.encoded.clear()
+    for two in ("c", "d"):
+        fit(short, tokenizer, ("q", "a", two), 400, True)
+    shown = [short.fill("q", *pair) for two in ("c", "d") for pair in (("a", two), (two, "a"))]
+    assert sorted(tokenizer.encoded) == sorted(["c", "d", *shown])
+
+
+def test_what_is_remembered_is_of_one_tokenizer(r1: Tokenizer, letters: Tokenizer, short: Template):
+    """Equal texts by turns with two tokenizers, in two places, whole and cut: the ids of the whole rendered prompt."""
+    marks = {r1: ("<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"), letters: (BOS, USER, ASSISTANT)}
+    for tokenizer, limit in itertools.product((r1, letters, r1, letters), (3000, 150)):
+        bos, user, assistant = marks[tokenizer]
+        for texts in (("x" * 90, "ab " * 30, "q"), ("ab " * 30, "q", "x" * 90)):
+            fitted = fit(short, tokenizer, texts, limit, True)
+            assert fitted.truncated == (limit == 150 and tokenizer is letters)
+            assert fitted.lengths == tuple(len(tokenizer.encode_text(text)) for text in texts)
+            query, one, two = fitted.texts
+            for ids, shown in ((fitted.ids, (one, two)), (fitted.turned_ids, (two, one))):
+                text = f"{bos}{short.system}{user}{short.fill(query, *shown)}{assistant}<think>\n"
+                assert ids == tokenizer.encode_control(text)
 
 
 def test_little_is_lost(r1: Tokenizer, short: Template):
