@@ -53,8 +53,16 @@ def test_data_sheets(name, peak, bandwidth):
     ("v4", "TPU_V4", 2), ("v5e", "TPU_V5E", 1), ("v5p", "TPU_V5P", 2), ("v6e", "TPU_V6E", 1), ("tpu7x", "TPU_7X", 1),
 ])  # fmt: skip
 def test_tpus_are_what_jax_says_of_them(name, chip, cores):
-    """JAX counts a core; both of a v4 or v5p chip are one device. It has 2.46e12 for v5p's bandwidth, Google 2.765e12."""
+    """JAX tells of a core, of which a v4 or v5p device has two; for v5p it has 2.46e12 bytes/s, Google 2.77e12."""
     known, info = accelerator(name), pltpu.get_tpu_info_for_chip(pltpu.ChipVersion[chip], cores)
     assert known.peak_flops == pytest.approx(cores * info.bf16_ops_per_second, rel=0.01)
     assert known.memory == pytest.approx(cores * info.hbm_capacity_bytes, rel=0.02)
     assert known.bandwidth == pytest.approx(cores * info.mem_bw_bytes_per_second, rel=0.15 if name == "v5p" else 0.01)
+
+
+@pytest.mark.parametrize(("name", "mib"), [
+    ("a100-40", 40_960), ("a100-80", 81_920), ("h100", 81_559), ("h200", 143_771), ("b200", 183_359),
+    ("rtx4090", 24_564),
+])  # fmt: skip
+def test_memory_is_what_nvidia_smi_shows(name, mib):
+    assert accelerator(name).memory == pytest.approx(mib * 2**20, rel=0.01)
