@@ -1,8 +1,11 @@
 """`rrm reproduce`: every study of the paper at a scale, and one report."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rrm_jax.reproduce.config import ReproduceConfig
 
 
 def command(
@@ -10,6 +13,12 @@ def command(
     scale: Annotated[
         str, typer.Option(help="tiny, rrm-7b or rrm-32b, or a YAML file such as those in configs/reproduce/.")
     ] = "tiny",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what it will cost: judgments, tokens, device-hours. Runs nothing.")
+    ] = False,
+    accelerator: Annotated[
+        str, typer.Option(help="Of a dry run: h100, h200, a100-80, v5e, v5p, v6e and others.")
+    ] = "h100",
 ) -> None:
     """Run all studies of the paper at a scale, and write one report of what they found.
 
@@ -23,6 +32,7 @@ def command(
     \b
     Example:
       rrm reproduce --scale tiny
+      rrm reproduce --scale rrm-7b --dry-run --accelerator v5p
       rrm reproduce --scale rrm-7b paths.checkpoints=/weights 'seeds=[0, 1]' output=runs/ours
     """
     from rrm_jax.cli.loading import Progress, warn
@@ -32,6 +42,9 @@ def command(
     from rrm_jax.reproduce.run import reproduce
 
     config = load(scale, overrides or [])
+    if dry_run:
+        _print_cost(config, accelerator)
+        return
     progress = Progress("judged")
     with progress:
         done = reproduce(config, Models(progress).open_judge, warn, progress.advance)
@@ -43,3 +56,16 @@ def command(
         warn(f"{done.skipped} malformed row(s) were skipped")
     if done.skipped or not done.complete:
         raise typer.Exit(1)
+
+
+def _print_cost(config: "ReproduceConfig", accelerator: str) -> None:
+    from rrm_jax.cli.loading import warn
+    from rrm_jax.evaluation.eval_report import terminal
+    from rrm_jax.parallel import accelerators
+    from rrm_jax.reproduce import dry_run
+
+    chosen = accelerators.accelerator(accelerator)
+    warn("counting votes, with tournaments played by a made-up judge")
+    plan = dry_run.dry_run(config, chosen)
+    print("\n".join([*terminal(dry_run.study_rows(plan)), "", *terminal(dry_run.rows(plan)), ""]))
+    print("\n".join(dry_run.remarks(plan, config.assumed)))
