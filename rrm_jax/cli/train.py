@@ -11,6 +11,14 @@ def command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in output= after its last checkpoint.")
     ] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="steps=FIRST:LAST",
+            help="Trace these steps to RUN/profile, for XProf, TensorBoard or Perfetto (ui.perfetto.dev).",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train a judge: GRPO on right and wrong verdicts, or supervised on given completions.
 
@@ -20,6 +28,7 @@ def command(
     \b
     Example:
       rrm train grpo_tiny.yaml model.path=MODEL data.train=pairs.jsonl output=runs/tiny steps=5
+      rrm train grpo_tiny.yaml … output=runs/traced --profile steps=2:3
     """
     import sys
 
@@ -30,6 +39,16 @@ def command(
     def report(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
-    resolved = load_config(TrainConfig, config, overrides or [])
+    traced = [] if profile is None else [f"log.profile={_steps(profile)}"]
+    resolved = load_config(TrainConfig, config, [*(overrides or []), *traced])
     directory = train(resolved, resume, report)
     print(directory)
+
+
+def _steps(text: str) -> list[int]:
+    from rrm_jax.errors import RrmError
+
+    first, colon, last = text.removeprefix("steps=").partition(":")
+    if not (first.isdigit() and (last.isdigit() if colon else True)):
+        raise RrmError(f"--profile {text!r} is not of the form steps=10:12")
+    return [int(first), int(last or first)]

@@ -229,7 +229,8 @@ def extend(
 
 
 def _run_layers(config: DecoderConfig, params: Params, tokens_BT, view: View, cache: Cache | None, options: Options):
-    x = params["embedding"].astype(options.dtype)[tokens_BT]
+    with jax.named_scope("embed"):
+        x = params["embedding"].astype(options.dtype)[tokens_BT]
     if cache is None:
         # Each device looks its slice of D up for all the rows of its fsdp group, then slices are exchanged for rows,
         # so that the table is never gathered. Left to itself XLA replicates x on some meshes to reshard it.
@@ -277,6 +278,7 @@ def _segment_lengths(positions_BT, segments_BT):
     return jnp.max(jnp.where(same_BTS, positions_BT[:, None, :], 0), axis=-1) + 1
 
 
+@jax.named_scope("unembed")
 def unembed(config: DecoderConfig, params: Params, hidden) -> jax.Array:
     """Logits, float32 [..., V], of hidden states [..., D]; [B, D] are taken for the few rows of a decode step."""
     table = params["embedding"] if config.tied_embeddings else params["lm_head"]

@@ -84,6 +84,7 @@ def kl_estimate(estimator: Estimator, logprob: Array, reference_logprob: Array) 
     return jnp.exp(difference) - difference - 1
 
 
+@jax.named_scope("policy_loss")
 def policy_loss(
     how: PolicyLoss, logprob_BC: jax.Array, entropy_BC: jax.Array, batch: PolicyBatch
 ) -> tuple[jax.Array, Sums]:

@@ -211,8 +211,16 @@ class EvalConfig(Config):
 class LogConfig(Config):
     traces: int = Field(4, ge=0)
     """Completions a step that are written to `traces.jsonl`, to be read."""
+    profile: tuple[int, int] | None = None
+    """The first and the last step that are traced, to RUN/profile."""
     wandb: str | None = None
     """A project of Weights & Biases that metrics are sent to as well (needs the package wandb)."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.profile is not None and not 1 <= self.profile[0] <= self.profile[1]:
+            raise ValueError(f"profile must name a first step, 1 at least, and a last one, not {list(self.profile)}")
+        return self
 
 
 class TrainConfig(Config):

@@ -59,7 +59,7 @@ def train_grpo(config: TrainConfig, resume: bool, report: Report) -> Path:
         with contextlib.closing(source):
             source.restore(run.first_step - 1)
             evaluator.catch_up(run.first_step - 1)
-            for step in range(run.first_step, config.steps + 1):
+            for step in run.steps():
                 progress.begin(step)
                 with run.phase("sample"):
                     rollouts = source.next(step)

@@ -207,7 +207,8 @@ def _jitted(learner: Learner) -> _Jitted:
         gradients = jax.tree.map(lambda g: g / denominator, gradients)
         norm = optax.global_norm(gradients)
         good = norm <= stop_norm  # not where it is NaN
-        steps, new_state = tx.update(gradients, opt_state, params)
+        with jax.named_scope("optimizer"):
+            steps, new_state = tx.update(gradients, opt_state, params)
         keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
         return (
             jax.tree.map(lambda p, step: keep(p + step, p), params, steps),

@@ -5,13 +5,14 @@ RUN/run.json        versions, git revision, data fingerprints, seed; each time i
 RUN/assets/         config.json and tokenizer of the model, and the judge's template
 RUN/metrics.jsonl   one row a step and an evaluation; RUN/tensorboard/ the same
 RUN/traces.jsonl    some of each step's completions, to be read
+RUN/profile/        traces of the steps log.profile
 RUN/checkpoints/    parameters, optimiser state and position, every `checkpoint.every` steps
 """
 
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,7 @@ from rrm_jax.provenance import write_provenance
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.learner import Learner
 from rrm_jax.training.metrics import Metrics, import_wandb, keep_until
+from rrm_jax.training.profiling import Compilations, Trace
 from rrm_jax.training.resuming import PROVENANCE, check_resumed, record_resumed, write_settings
 from rrm_jax.training.stopping import Stopped, StopSignals
 from rrm_jax.training.training_data import data_files
@@ -51,6 +53,7 @@ class Run:
 
     def __init__(self, config: TrainConfig, resume: bool, report: Report):
         self.config, self.directory, self._report = config, Path(config.output), report
+        self._compilations = Compilations()
         if config.log.wandb and jax.process_index() == 0:
             import_wandb()
         changed = self._check_directory(resume)
@@ -93,6 +96,7 @@ class Run:
         self._on_one_process(lambda: keep_until(self.directory / TRACES, kept))
         self._traces: AppendLog | None = None
         self._seconds: dict[str, float] = {}
+        self._trace = Trace(self.directory / "profile", self.config.log.profile)
         self._signals = StopSignals()
 
     def _check_directory(self, resume: bool) -> dict[str, list[Any]]:
@@ -145,11 +149,23 @@ class Run:
         if warning:
             self._report(warning)
 
+    def steps(self) -> Iterator[int]:
+        """The steps to take. Those of `log.profile` are traced; after the first one it is said what compiling took."""
+        for step in range(self.first_step, self.config.steps + 1):
+            self._trace.begin(step)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                yield step
+            if self._trace.end(step):
+                self._report(f"traced steps are in {self.directory / 'profile'}")
+            if step == self.first_step:
+                self._report(f"until the end of step {step}: {self._compilations}")
+
     @contextmanager
     def phase(self, name: str):
         """Counts the wall-clock seconds spent inside towards `seconds_<name>` of the step's metrics."""
         start = time.perf_counter()
-        yield
+        with jax.profiler.TraceAnnotation(name):
+            yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
     def seconds(self) -> dict[str, float]:
@@ -228,6 +244,7 @@ class Run:
 
     def __enter__(self) -> "Run":
         self._signals.__enter__()
+        self._compilations.listen()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> bool:
@@ -237,6 +254,8 @@ class Run:
             if self._traces is not None:
                 closing.callback(self._traces.close)
             closing.callback(self.checkpoints.close)  # waits for what is being written
+            closing.callback(self._trace.close)
+            closing.callback(self._compilations.close)
             if kind is Stopped and not self._saved:
                 self._save()
         if kind is Stopped:

@@ -67,7 +67,7 @@ def train_supervised(config: TrainConfig, resume: bool, report: Report) -> Path:
 
         learner.compile(loss)
         evaluator.catch_up(run.first_step - 1)
-        for step in range(run.first_step, config.steps + 1):
+        for step in run.steps():
             with run.phase("update"):
                 examples = stream.batch((step - 1) * size, size)
                 tokens = sum(len(example.completion_ids) for example in examples)
