@@ -68,8 +68,9 @@ def differing(one: TrainConfig, other: TrainConfig) -> set[str]:
     return {key for key in ones if ones[key] != others[key]}
 
 
-# Those of studies are of other kinds: tests/studies.
-TRAINING = [path for path in sorted(CONFIGS.rglob("*.yaml")) if "studies" not in path.relative_to(CONFIGS).parts]
+# Those of studies are of other kinds: tests/studies, tests/reproduce.
+OTHERS = ("studies", "reproduce")
+TRAINING = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.relative_to(CONFIGS).parts[0] not in OTHERS]
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: str(path.relative_to(CONFIGS)))

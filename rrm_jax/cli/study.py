@@ -25,6 +25,8 @@ def command(
     \b
     benchmarks: published benchmarks, as rrm eval scores them, with the published numbers
     reasoning: a judge that thinks against one that does not, both orders, paired test
+    base-models: judges trained from different models, the same way
+    transfer: pairs of another domain than the judge was trained on
     test-time-compute: accuracy against votes and comparisons; Elo, knockout and sparse tournaments
     thinking-budget: accuracy when thinking is cut off, and the verdict forced
     patterns: words of transition, reflection, comparison and breakdown in traces, and their diversity

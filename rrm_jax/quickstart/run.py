@@ -96,6 +96,7 @@ def prepare(directory: Path, seed: int, sizes: Sizes) -> None:
         "direct_demonstrations.jsonl": lambda: world.demonstrations(sizes.demonstrations, first + 1, DERAIL, False),
         "pairs.jsonl": lambda: world.pairs(sizes.pairs, first + 2),
         "eval.jsonl": lambda: world.pairs(sizes.eval, first + 3),
+        "four_digits.jsonl": lambda: world.pairs(sizes.eval, first + 5, digits=world.DIGITS - 1),
         "candidates.jsonl": lambda: world.candidates(sizes.rank, first + 4, CANDIDATES, right=0.35, popular=0.6),
     }
     for name, rows in files.items():
@@ -125,7 +126,7 @@ def _write_base_model(path: Path, seed: int) -> None:
 
 
 def train_run(directory: Path, name: str, seed: int, report: Report) -> None:
-    """Trains one of `RUNS` with its packaged configuration, whose paths are moved to `directory`."""
+    """Trains as the packaged configuration `name` says (of `RUNS`, or another), with its paths moved to `directory`."""
     packaged = load_config(TrainConfig, f"quickstart/{name}.yaml")
 
     def moved(path: str) -> str:

@@ -38,17 +38,17 @@ WORDS = (
 )
 
 
-def _problem(rng: np.random.Generator) -> tuple[str, list[int]]:
+def _problem(rng: np.random.Generator, count: int = DIGITS) -> tuple[str, list[int]]:
     """A query, and the running sums modulo 10 that lead to its answer (the last one)."""
-    digits = rng.integers(0, 10, DIGITS)
+    digits = rng.integers(0, 10, count)
     return _QUERY + "".join(map(str, digits)), [int(total) for total in np.cumsum(digits) % 10]
 
 
-def pairs(count: int, seed: int) -> Iterator[dict[str, Any]]:
+def pairs(count: int, seed: int, digits: int = DIGITS) -> Iterator[dict[str, Any]]:
     """Preference pairs: the right digit and a wrong one, in random order; `label` names the right one."""
     rng = np.random.default_rng(seed)
     for at in range(count):
-        query, sums = _problem(rng)
+        query, sums = _problem(rng, digits)
         wrong = (sums[-1] + int(rng.integers(1, 10))) % 10
         label = int(rng.integers(1, 3))
         first, second = (sums[-1], wrong) if label == 1 else (wrong, sums[-1])

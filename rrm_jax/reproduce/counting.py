@@ -108,9 +108,9 @@ def _of_benchmark(
     study: BenchmarksConfig, name: str, asked: BenchmarkConfig, assumed: Assumed
 ) -> Iterator[tuple[int | None, str, int, int]]:
     """Its games, or a tournament's comparisons at most; of a snapshot that is not there by its published rows."""
-    benchmark = benchmark_of(name)
+    benchmark = benchmark_of(asked.benchmark or name)
     if Path(asked.data).exists():
-        items = load(name, asked.data, split=asked.split, groups=asked.groups).items
+        items = load(benchmark.name, asked.data, split=asked.split, groups=asked.groups).items
         sizes = [len(item.games) or len(item.responses) for item in items]
     else:
         rows = sum(benchmark.rows.values()) or assumed.pairs

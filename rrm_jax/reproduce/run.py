@@ -16,6 +16,8 @@ from rrm_jax.studies.pooling import pool
 from rrm_jax.studies.report import Report, write_report
 from rrm_jax.studies.run import STUDIES, Ran, facts_of, run_study
 
+# The base models' study has one more judge: trained to think from a model that never saw how.
+TRAINED = (*RUNS, "plain_grpo")
 SIZES = Sizes(rank=200)  # quickstart's, with more queries: strategies differ by a few of a hundred
 
 
@@ -51,7 +53,7 @@ def reproduce(
     A study that cannot be run, as its files are not there, is told of and left out; the others go on.
     """
     output, seconds = Path(config.output), dict[str, float]()
-    steps = len(config.seeds) * (len(config.studies) + (len(RUNS) if config.train else 0))
+    steps = len(config.seeds) * (len(config.studies) + (len(TRAINED) if config.train else 0))
     done = 0
 
     @contextlib.contextmanager
@@ -71,7 +73,7 @@ def reproduce(
             if config.train:
                 judges = output / f"seed-{seed}" / config.train
                 prepare(judges, seed, SIZES)
-                for name in RUNS:
+                for name in TRAINED:
                     with step(f"seed {seed}: train {name}"):
                         train_run(judges, name, seed, report)
             for name, study in studies_of(config, seed).items():

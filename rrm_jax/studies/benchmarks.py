@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rrm_jax.errors import RrmError
 from rrm_jax.evaluation.benchmarks import (
+    Benchmark,
     Loaded,
     Outcome,
     Policy,
@@ -83,7 +84,8 @@ def find(config: BenchmarksConfig, session: Session) -> Found:
     loaded: dict[str, Loaded] = {}
     for name, asked in config.benchmarks.items():
         if Path(asked.data).exists():
-            of = load(name, asked.data, split=asked.split, groups=asked.groups, report=session.report)
+            how = {"split": asked.split, "groups": asked.groups, "report": session.report}
+            of = load(asked.benchmark or name, asked.data, **how)
             loaded[name] = dataclasses.replace(of, items=of.items[: config.limit])
             session.skipped += of.skipped
         else:
@@ -148,19 +150,21 @@ def _compare(config: BenchmarksConfig, of: Loaded, one: Verdicts, other: Verdict
 
 def report(config: BenchmarksConfig, found: Found, seeds: Sequence[int]) -> Report:
     names = list(dict.fromkeys(one.benchmark for one in found.results))
-    published = {name: [dataclasses.asdict(one) for one in benchmark_of(name).published] for name in names}
+    known = {name: benchmark_of(config.benchmarks[name].benchmark or name) for name in names}
+    tables = [*(_scores(found, name) for name in names), _counts(found)]
+    published = {name: [dataclasses.asdict(one) for one in benchmark.published] for name, benchmark in known.items()}
     return Report(
-        "How good is the judge?",
-        "; ".join(f"{name}: {benchmark_of(name).what}" for name in names) + ".",
+        config.title,
+        "; ".join(f"{name}: {benchmark.what}" for name, benchmark in known.items()) + ".",
         found,
-        [*(_scores(found, name) for name in names), _counts(found), *filter(None, map(_published, names))],
+        [*tables, *filter(None, (_published(name, known[name]) for name in names))],
         _says(config, found),
         [
             f"Scores, invalid verdicts and ties as the benchmarks' authors have them. {brackets(seeds, 'items')}",
             *(f"{name} was not judged: its data are not there." for name in found.left_out),
-            *(f"{name}: {why}" for name in names if (why := benchmark_of(name).unverified)),
+            *(f"{name}: {why}" for name in names if (why := known[name].unverified)),
         ],
-        lambda figure: _draw(figure, found),
+        lambda figure: _draw(figure, found, config.title),
         (max(6.0, 2.2 + 1.3 * len(names) * len(config.judges) ** 0.5), 4.2),
         published=published,
     )
@@ -187,8 +191,8 @@ def _counts(found: Found) -> Table:
     return Table("What the scores rest on", rows, left=2)
 
 
-def _published(name: str) -> Table | None:
-    published = benchmark_of(name).published
+def _published(name: str, benchmark: Benchmark) -> Table | None:
+    published = benchmark.published
     if not published:
         return None
     scores = list(dict.fromkeys(score for one in published for score in one.scores))
@@ -222,7 +226,7 @@ def _says(config: BenchmarksConfig, found: Found) -> list[Claim]:
     return says
 
 
-def _draw(figure: "Figure", found: Found) -> None:
+def _draw(figure: "Figure", found: Found, title: str) -> None:
     axes = figure.subplots()
     names = list(dict.fromkeys(one.benchmark for one in found.results))
     judges = list(dict.fromkeys(one.judge for one in found.results))
@@ -239,6 +243,6 @@ def _draw(figure: "Figure", found: Found) -> None:
         axes.bar_label(bars, [f"{value:.1f}" for value in middle], padding=2, fontsize=8)
     axes.set_xticks(range(len(names)), names)
     axes.set_ylim(0, 112)
-    finish(axes, "Benchmarks: the first score of each", "", "%")
+    finish(axes, f"{title} (the first score of each)", "", "%")
     axes.grid(False, axis="x")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)

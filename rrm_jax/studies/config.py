@@ -65,6 +65,8 @@ class JudgingConfig(StudyConfig):
 
 
 class BenchmarkConfig(Config):
+    benchmark: str | None = None
+    """As `rrm eval` names it; without it, the name that it stands under."""
     data: str
     """A snapshot in the published layout, as `rrm eval --data` takes it. What is not there is left out, and told of."""
     split: str | None = None
@@ -79,8 +81,9 @@ class BenchmarkConfig(Config):
 
 
 class BenchmarksConfig(JudgingConfig):
+    title: str = "How good is the judge?"
     benchmarks: dict[str, BenchmarkConfig] = Field(min_length=1)
-    """By their names; see `rrm eval --list`."""
+    """By the names that are shown: those of `rrm eval --list`, or any with `benchmark`."""
     baseline: str | None = None
     """The judge that every other is tested against."""
 
@@ -100,6 +103,7 @@ class BenchmarksConfig(JudgingConfig):
 
 
 class ReasoningConfig(JudgingConfig):
+    title: str = "Does thinking help?"
     pairs: str
     """JSONL {id, query, response_1, response_2, label}; each is judged in both orders."""
     votes: int = Field(1, ge=1)

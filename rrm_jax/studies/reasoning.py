@@ -97,7 +97,7 @@ def find(config: ReasoningConfig, session: Session) -> Found:
 
 def report(config: ReasoningConfig, found: Found, seeds: Sequence[int]) -> Report:
     return Report(
-        "Does thinking help?",
+        config.title,
         f"{found.scores[0].accuracy.n} labelled pairs, each judged in both orders ({config.votes} vote(s) an order) by "
         "every judge.",
         found,
@@ -115,7 +115,7 @@ def report(config: ReasoningConfig, found: Found, seeds: Sequence[int]) -> Repor
             "Right in both: the same vote is right whichever response is shown first. Guessing gives 50 % and 25 %.",
             tested(seeds, "pairs"),
         ],
-        lambda figure: _draw(figure, found),
+        lambda figure: _draw(figure, found, config.title),
         published={"source": SOURCE, "rewardbench": REWARDBENCH},
     )
 
@@ -158,7 +158,7 @@ def _tests(found: Found) -> list[list[str]]:
     return rows
 
 
-def _draw(figure: "Figure", found: Found) -> None:
+def _draw(figure: "Figure", found: Found, title: str) -> None:
     axes = figure.subplots()
     measures = (("accuracy", 50), ("both_right", 25), ("consistent", 50))
     width = 0.8 / len(found.scores)
@@ -177,6 +177,6 @@ def _draw(figure: "Figure", found: Found) -> None:
         range(len(measures)), ["accuracy,\nboth orders", "right in\nboth orders", "same verdict in\nboth orders"]
     )
     axes.set_ylim(0, 112)
-    finish(axes, f"Judging with and without thinking ({found.scores[0].accuracy.n} pairs)", "", "share, %")
+    finish(axes, f"{title} ({found.scores[0].accuracy.n} pairs)", "", "share, %")
     axes.grid(False, axis="x")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)

@@ -41,6 +41,8 @@ class Study:
 STUDIES: dict[str, Study] = {
     "benchmarks": Study(configs.BenchmarksConfig, benchmarks.find, benchmarks.report),
     "reasoning": Study(configs.ReasoningConfig, reasoning.find, reasoning.report),
+    "base-models": Study(configs.ReasoningConfig, reasoning.find, reasoning.report),
+    "transfer": Study(configs.BenchmarksConfig, benchmarks.find, benchmarks.report),
     "test-time-compute": Study(configs.ScalingConfig, scaling.find, scaling.report),
     "thinking-budget": Study(configs.ThinkingBudgetConfig, thinking_budget.find, thinking_budget.report),
     "patterns": Study(configs.PatternsConfig, patterns.find, patterns.report),

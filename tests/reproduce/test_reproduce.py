@@ -168,6 +168,6 @@ def test_judges_are_trained_before_they_are_studied(config, judges, monkeypatch)
     monkeypatch.setattr(run, "train_run", lambda directory, name, seed, report: asked.append((name, seed)))
     done = reproduce(load("all.yaml", ["train=quickstart", "seeds=[3]"]), judges.open)
     assert asked[0] == ("out/seed-3/quickstart", 3, run.SIZES.rank)
-    assert asked[1:] == [(name, 3) for name in run.RUNS]
+    assert asked[1:] == [(name, 3) for name in run.TRAINED]
     assert next(iter(done.seconds)) == "seed 3: train warm_start"
-    assert len(done.seconds) == 4 + 4
+    assert len(done.seconds) == 5 + 4
