@@ -4,6 +4,10 @@
     python3 launch/local.py rrm quickstart
     python3 launch/local.py pytest
     python3 launch/local.py --extra cuda13 rrm train ...
+    python3 launch/local.py --processes 2 --devices-per-process 4 --restarts 3 rrm train ...
+
+The last starts two processes that are one job, as on two hosts, with four CPU devices each; when one dies the others
+end, and the job goes on from its last checkpoint, three times at most.
 
 Python 3.12 is found, or fetched, by uv; uv itself is put into `.uv` where it is not installed.
 """
@@ -62,15 +66,25 @@ def run_uv(command: list) -> None:
 
 def main() -> None:
     arguments, extras = sys.argv[1:], ["dev"]
-    while len(arguments) > 1 and arguments[0] == "--extra":
-        extras.append(arguments[1])
-        arguments = arguments[2:]
+    numbers = {"--processes": 0, "--devices-per-process": 1, "--restarts": 0}
+    while len(arguments) > 1 and arguments[0] in ("--extra", *numbers):
+        option, value, *arguments = arguments
+        if option == "--extra":
+            extras.append(value)
+        elif value.isdigit():
+            numbers[option] = int(value)
+        else:
+            sys.exit(f"{option} takes a number, not {value!r}")
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.exit(__doc__)
     set_up(extras)
     program = VENV / BIN / arguments[0]
     if not program.exists():
         sys.exit(f"no program {arguments[0]!r} in {VENV}")
+    if numbers["--processes"]:
+        from processes import run
+
+        sys.exit(run([str(program), *arguments[1:]], *numbers.values()))
     os.execv(str(program), [str(program), *arguments[1:]])
 
 

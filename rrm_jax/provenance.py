@@ -53,6 +53,15 @@ def _git_revision() -> str | None:
     return run.stdout.strip() or None if run.returncode == 0 else None
 
 
+def code_facts() -> dict[str, Any]:
+    """{"versions": of rrm-jax, of what it builds on and of Python, "git_revision": None where there is none}."""
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
+        | {"python": platform.python_version()},
+        "git_revision": _git_revision(),
+    }
+
+
 def provenance(config: dict[str, Any], seed: int | None, inputs: dict[str, str | Path]) -> dict[str, Any]:
     """Resolved config, seed, command, versions, git revision, devices, and SHA-256 of each input file."""
     import jax
@@ -61,9 +70,7 @@ def provenance(config: dict[str, Any], seed: int | None, inputs: dict[str, str |
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "config": config,
         "seed": seed,
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
-        | {"python": platform.python_version()},
-        "git_revision": _git_revision(),
+        **code_facts(),
         "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
         "processes": jax.process_count(),
         "inputs": {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in inputs.items()},

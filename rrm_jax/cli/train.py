@@ -1,8 +1,10 @@
 """`rrm train`."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+Mode = Literal["auto", "on", "off"]
 
 
 def command(
@@ -11,6 +13,12 @@ def command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in output= after its last checkpoint.")
     ] = False,
+    auto_resume: Annotated[
+        bool, typer.Option("--auto-resume", help="--resume where output= holds a run; begin one otherwise.")
+    ] = False,
+    distributed: Annotated[
+        Mode, typer.Option(help="Join the job's other processes: where the environment tells of any, always, or never.")
+    ] = "auto",
     profile: Annotated[
         str | None,
         typer.Option(
@@ -25,24 +33,41 @@ def command(
     Writes the resolved configuration, provenance, metrics (terminal, JSONL, TensorBoard) and checkpoints to the
     directory `output`. A killed run is continued by the same command with --resume, bit for bit.
 
+    On several hosts the same command runs once on each. TPU VMs, Slurm, Open MPI and Kubernetes tell which processes
+    belong together; elsewhere RRM_COORDINATOR=host:port of process 0, RRM_PROCESSES and RRM_PROCESS=0, 1, … do. When
+    one of them is lost, all end within half a minute, with an exit code that is not 0: see docs/pods.md.
+
     \b
     Example:
       rrm train grpo_tiny.yaml model.path=MODEL data.train=pairs.jsonl output=runs/tiny steps=5
       rrm train grpo_tiny.yaml … output=runs/traced --profile steps=2:3
     """
     import sys
+    from pathlib import Path
 
+    from rrm_jax.checkpoints.run_files import CONFIG_YAML
     from rrm_jax.config import load_config
+    from rrm_jax.parallel.distributed import is_first, start
+    from rrm_jax.parallel.preflight import preflight
     from rrm_jax.training.config import TrainConfig
+    from rrm_jax.training.resuming import flat
     from rrm_jax.training.train import train
 
     def report(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
+    def report_once(message: str) -> None:
+        if is_first():
+            report(message)
+
     traced = [] if profile is None else [f"log.profile={_steps(profile)}"]
-    resolved = load_config(TrainConfig, config, [*(overrides or []), *traced])
-    directory = train(resolved, resume, report)
-    print(directory)
+    with start(distributed, report):  # first, so that a process that cannot go on tells the others
+        resolved = load_config(TrainConfig, config, [*(overrides or []), *traced])
+        going_on = resume or (auto_resume and (Path(resolved.output) / CONFIG_YAML).exists())
+        preflight({**flat(resolved.model_dump(mode="json")), "--resume": going_on}, resolved.output, report)
+        directory = train(resolved, going_on, report_once)
+        if is_first():
+            print(directory)
 
 
 def _steps(text: str) -> list[int]:

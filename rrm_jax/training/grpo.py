@@ -17,6 +17,7 @@ import numpy as np
 
 from rrm_jax.checkpoints.load import load_model
 from rrm_jax.models.decoder import Params
+from rrm_jax.parallel.mesh import replicated
 from rrm_jax.parallel.offload import to_device, to_host
 from rrm_jax.rl.logprobs import Sequences, completion_scores
 from rrm_jax.rl.losses import PolicyBatch, PolicyLoss, kl_estimate, policy_loss, token_weights
@@ -115,7 +116,7 @@ def _scorer(run: Run):
     """Returns `score(model, rollouts)`: each example's completion log-probabilities, by the trainer's forward pass."""
     learner, config = run.learner, run.config
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=replicated(learner.mesh))  # every process reads all of them
     def scored(model, sequences: Sequences):
         return completion_scores(learner.decoder, model, sequences, config.rollout.temperature, learner.options).logprob
 
