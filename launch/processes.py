@@ -102,9 +102,11 @@ def _wait(children):
 
 
 def _first_failed(children):
-    """Of several found at once the one with wrong input, as what follows from it looks worse."""
+    """Of several found at once the one that the others follow from: JAX aborts those that have lost a peer."""
     codes = [(number, child.returncode) for number, child in enumerate(children) if child.poll()]
-    return next((found for found in codes if found[1] == WRONG_INPUT), codes[0] if codes else None)
+    killed = [found for found in codes if found[1] < 0 and found[1] != -signal.SIGABRT]
+    refused = [found for found in codes if found[1] == WRONG_INPUT]
+    return next(iter(killed + refused + codes), None)
 
 
 def how(code: int) -> str:

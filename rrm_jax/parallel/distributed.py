@@ -8,6 +8,7 @@ to us is here: when to join, and how a process that fails by itself ends without
 import contextlib
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -119,9 +120,9 @@ def _not_by_proxy(address: str) -> None:
 
 def _end(error: BaseException) -> NoReturn:
     """Ends this process, by itself where the others go on: leaving by JAX's door would be to wait for them."""
-    refused = isinstance(error, RrmError | KeyboardInterrupt | SystemExit)
+    refused = isinstance(error, RrmError | KeyboardInterrupt | SystemExit) and not _of_peers(error)
     told = str(error) if isinstance(error, RrmError) else f"{type(error).__name__}: {error}"
-    code = 2 if isinstance(error, RrmError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+    code = 130 if isinstance(error, KeyboardInterrupt) else 2 if refused and isinstance(error, RrmError) else 1
     if not refused:
         traceback.print_exception(error)
         # A collective fails when its peer is gone. The runtime then soon names it, and ends this process too.
@@ -134,11 +135,21 @@ def _end(error: BaseException) -> NoReturn:
         met = True
     if refused and met:
         raise error
-    if isinstance(error, RrmError):
+    if refused:
         _say(f"error: {told}")
     _say(f"{myself()} ends, and the job with it")
     sys.stdout.flush()
     os._exit(code)
+
+
+def _of_peers(error: BaseException) -> bool:
+    """Whether it is for want of a peer that something failed: a checkpoint could not be written, for example."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if re.search(r"gloo|nccl|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|heartbeat|barrier", str(cause), re.I):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def _say(message: str) -> None:
