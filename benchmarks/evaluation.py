@@ -6,8 +6,9 @@ A small random model (2 layers, 128 wide) with the tokenizer's whole vocabulary 
 with so many new tokens each, whatever they say. The harness reads the snapshot's items, makes and fits prompts, reads
 verdicts, writes every vote to a store on disk, and collects judgments; the engine alone is given the finished requests.
 A model this small is the strictest case: with a larger one decoding takes longer, and the harness does not. Repeats
-alternate; the medians of tokens a second are printed, and the share that the harness keeps. One repeat of each, not
-counted, compiles. Float32, on CPU unless JAX has an accelerator.
+alternate; the medians of tokens a second are printed, and the share that the harness keeps; also the engine's share of
+the harness's own time, which depends less on what else the machine does. One repeat of each, not counted, compiles.
+Float32, on CPU unless JAX has an accelerator.
 """
 
 import argparse
@@ -33,22 +34,34 @@ from rrm_jax.testing import realistic_params
 
 
 class Recorded:
-    """A generator that keeps the requests it is given, and counts the tokens it gives."""
+    """A generator that keeps the requests it is given, counts the tokens it gives, and the seconds that it takes for
+    them: those in which it waits for requests, or for the next one to be asked for, are not its own."""
 
     def __init__(self, sampler: Sampler):
-        self.sampler, self.requests, self.tokens = sampler, list[Request](), 0
+        self.sampler, self.requests, self.tokens, self.seconds = sampler, list[Request](), 0, 0.0
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        self.requests, self.tokens = [], 0
+        self.requests, self.tokens, self.seconds = [], 0, 0.0
 
         def seen() -> Iterator[Request]:
-            for request in requests:
+            for request in self._timed(requests, -1):
                 self.requests.append(request)
                 yield request
 
-        for completion in self.sampler.generate(seen()):
+        for completion in self._timed(self.sampler.generate(seen()), 1):
             self.tokens += len(completion.token_ids)
             yield completion
+
+    def _timed[T](self, items: Iterable[T], sign: int) -> Iterator[T]:
+        """`items`; the time that each takes to come is added to `seconds`, or taken off."""
+        iterator, end = iter(items), object()
+        while True:
+            started = time.perf_counter()
+            item = next(iterator, end)
+            self.seconds += sign * (time.perf_counter() - started)
+            if item is end:
+                return
+            yield item
 
 
 def main() -> None:
@@ -80,7 +93,9 @@ def main() -> None:
             outcome = judge_items(judge, loaded.benchmark, items, log)
         score(loaded.benchmark, items, outcome.verdicts, samples=0)
         assert not outcome.not_judged
-        return generator.tokens / (time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        shares.append(generator.seconds / seconds)
+        return generator.tokens / seconds
 
     def engine() -> float:
         requests, started, tokens = generator.requests, time.perf_counter(), 0
@@ -88,6 +103,7 @@ def main() -> None:
             tokens += len(completion.token_ids)
         return tokens / (time.perf_counter() - started)
 
+    shares: list[float] = []
     rates: dict[str, list[float]] = {"harness": [], "engine": []}
     for repeat in range(given.repeats + 1):
         for name, run in (("harness", harness), ("engine", engine)):
@@ -99,6 +115,11 @@ def main() -> None:
     print(f"{len(generator.requests):,} completions of {given.new_tokens} tokens, {given.batch_size} rows at a time")
     print(f"engine alone {middle['engine']:,.0f} tokens/s; in the harness {middle['harness']:,.0f}")
     print(f"kept: {100 * middle['harness'] / middle['engine']:.1f} %")
+    counted = [100 * share for share in shares[1:]]
+    print(
+        f"of the harness's time the engine's: {statistics.median(counted):.1f} % "
+        f"({min(counted):.1f} to {max(counted):.1f})"
+    )
 
 
 if __name__ == "__main__":
