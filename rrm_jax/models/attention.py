@@ -42,6 +42,12 @@ class Choice:
         return f"attention: {self.backend} ({self.reason})"
 
 
+def target_platform() -> str:
+    """Where what is being traced will run: on the devices of the current mesh, which need not be of this machine."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return jax.default_backend() if device is None else device.platform
+
+
 def choose_backend(config: DecoderConfig, dtype, platform: str | None = None, requested: str = "auto") -> Choice:
     """The backend for `platform` (default: JAX's) and compute `dtype`.
 
@@ -170,7 +176,7 @@ def _splash(q_BTHN, k_BKSN, v_BKSN, segments_BT, spec: Spec | None) -> jax.Array
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    interpret = jax.default_backend() != "tpu"
+    interpret = target_platform() != "tpu"
 
     def on_device(q, k, v, segments):
         time = q.shape[1]

@@ -19,12 +19,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from rrm_jax.errors import RrmError
-from rrm_jax.models.attention import Backend, Spec
+from rrm_jax.models.attention import Backend, Spec, target_platform
 from rrm_jax.models.cache import LOWEST, Partial, narrow
 
 # A step should copy enough for its own cost to vanish, and end close to the row's length.
 _MOST_COLUMNS = 512
 _LEAST_COLUMNS = 64
+_MOST_QUERIES = 512  # rows of queries a step; a prompt's chunk has thousands, and VMEM does not hold their scores
 _MOST_BYTES = 1 << 20  # of keys a step: with values, both double-buffered, 4 MiB of a VMEM of which 16 are ours
 
 
@@ -68,7 +69,7 @@ def ragged_partial(
     batch, _, rows, _ = q_BKGN.shape
     limits_BG = jnp.broadcast_to(lengths if lengths.ndim == 2 else lengths[:, None], (batch, rows))
     if interpret is None:
-        interpret = jax.default_backend() != ("gpu" if backend == "cudnn" else "tpu")
+        interpret = target_platform() != ("gpu" if backend == "cudnn" else "tpu")
     if backend == "cudnn":
         from rrm_jax.models.ragged_attention_gpu import on_device as run
     else:
@@ -84,18 +85,19 @@ def ragged_partial(
 def _on_device(q_BKGN, k_BKSN, v_BKSN, limits_BG, *scales, interpret: bool) -> tuple[jax.Array, ...]:
     batch, kv_heads, rows, width = q_BKGN.shape
     columns = k_BKSN.shape[2]
-    short = -rows % 8  # whole tiles of query rows
+    short = -rows % (8 if rows <= _MOST_QUERIES else _MOST_QUERIES)  # whole tiles of query rows, or whole blocks
+    own = min(rows + short, _MOST_QUERIES)
     q = jnp.pad(q_BKGN, ((0, 0), (0, 0), (0, short), (0, 0)))
     limits = jnp.pad(limits_BG, ((0, 0), (0, short)))[:, :, None].astype(jnp.int32)
 
     block = _block(columns)
     steps, row_I, block_I, filled_B = _work_list(jnp.max(limits_BG, axis=1), block, columns // block)
     heads = _heads(kv_heads, block * width * k_BKSN.dtype.itemsize)
-    query = pl.BlockSpec((1, heads, rows + short, width), lambda h, i, row, at, filled: (row[i], h, 0, 0))
-    sums = pl.BlockSpec((1, heads, rows + short, 1), lambda h, i, row, at, filled: (row[i], h, 0, 0))
-    cache = pl.BlockSpec((1, heads, block, width), lambda h, i, row, at, filled: (row[i], h, at[i], 0))
-    scale = pl.BlockSpec((1, heads, 1, block), lambda h, i, row, at, filled: (row[i], h, 0, at[i]))
-    limit = pl.BlockSpec((1, rows + short, 1), lambda h, i, row, at, filled: (row[i], 0, 0))
+    query = pl.BlockSpec((1, heads, own, width), lambda h, q, i, row, at, filled: (row[i], h, q, 0))
+    sums = pl.BlockSpec((1, heads, own, 1), lambda h, q, i, row, at, filled: (row[i], h, q, 0))
+    cache = pl.BlockSpec((1, heads, block, width), lambda h, q, i, row, at, filled: (row[i], h, at[i], 0))
+    scale = pl.BlockSpec((1, heads, 1, block), lambda h, q, i, row, at, filled: (row[i], h, 0, at[i]))
+    limit = pl.BlockSpec((1, own, 1), lambda h, q, i, row, at, filled: (row[i], q, 0))
     shape = (batch, kv_heads, rows + short)
     if not interpret:
         # A cache that fits into VMEM would be brought there for its update, and be written back whole in every step.
@@ -104,12 +106,12 @@ def _on_device(q_BKGN, k_BKSN, v_BKSN, limits_BG, *scales, interpret: bool) -> t
         functools.partial(_kernel, block=block, scaled=bool(scales)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            grid=(kv_heads // heads, steps),
+            grid=(kv_heads // heads, (rows + short) // own, steps),
             in_specs=[query, limit, cache, cache, *[scale] * len(scales)],
             out_specs=[query, sums, sums],
         ),
         out_shape=[jax.ShapeDtypeStruct((*shape, n), jnp.float32) for n in (width, 1, 1)],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         interpret=interpret,
         name="ragged_decode_attention",
     )(row_I, block_I, filled_B, q, limits, k_BKSN, v_BKSN, *(x[:, :, None] for x in scales))
@@ -145,13 +147,13 @@ def _work_list(filled_B, block: int, blocks: int):
 
 
 def _kernel(row_I, block_I, filled_B, q_ref, limit_ref, k_ref, v_ref, *refs, block: int, scaled: bool):
-    """One block of columns of one row, for all query rows of some heads. Axes h heads, g query rows, s columns.
+    """One block of columns of one row, for a block of query rows of some heads. Axes h heads, g query rows, s columns.
 
     The results of a row stay in VMEM from its first block to its last, and are the running sums themselves.
     """
     k_scale_ref, v_scale_ref = refs[:2] if scaled else (None, None)
     out_ref, top_ref, total_ref = refs[-3:]
-    step = pl.program_id(1)
+    step = pl.program_id(2)
     start = block_I[step] * block
 
     @pl.when(start == 0)

@@ -79,6 +79,14 @@ def test_the_gpu_kernel_takes_heads_of_64_and_more_query_rows_than_a_program_hol
     assert_close(Partial(*(x[1:] for x in ours)), [np.asarray(x) for x in of_xla])
 
 
+def test_the_tpu_kernel_takes_query_rows_by_blocks(monkeypatch):
+    """A chunk of a prompt has thousands, whose scores VMEM does not hold."""
+    monkeypatch.setattr("rrm_jax.models.ragged_attention._MOST_QUERIES", 16)
+    q, k, v = draw(3, 3, 128, rows=40)
+    lengths = np.stack([np.arange(40) + 1, np.full(40, 128), np.zeros(40, int)]).astype(np.int32)
+    assert_close(ragged_partial(q, k, v, jnp.asarray(lengths)), plain(q, k, v, lengths))
+
+
 @of_both
 def test_bfloat16_is_off_by_the_rounding_of_the_weights_only(backend):
     """Products and sums are float32; each weight is rounded once, by at most 2⁻⁹ of itself."""
