@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
+from rrm_jax.models.decoder import Options
 from rrm_jax.sampling import control
 from rrm_jax.sampling.block import Drawn, Shared, Slots, Start, Table
 from rrm_jax.sampling.control import Rows
@@ -22,7 +23,17 @@ if TYPE_CHECKING:
 
 _PROMPT_BUCKET, _CACHE_BUCKET, _STOP_BUCKET, _SCRIPT_BUCKET = 32, 64, 8, 32  # the smallest ones
 _KERNEL_BUCKET = 128  # from which on all buckets are whole tiles of the kernels for TPUs and GPUs
-_PREFILL_TOKENS = 1024  # a chunk: enough to keep an accelerator busy, and decoding never waits longer
+PREFILL_TOKENS = 1024  # a chunk: enough to keep an accelerator busy, and decoding never waits longer
+
+
+def prompt_bucket(options: Options) -> int:
+    """The least columns of a prompt's cache."""
+    return _PROMPT_BUCKET if options.attention == "xla" else _KERNEL_BUCKET
+
+
+def cache_bucket(options: Options) -> int:
+    """The least columns of a row's cache."""
+    return _CACHE_BUCKET if options.attention == "xla" else _KERNEL_BUCKET
 
 
 @dataclasses.dataclass
@@ -54,7 +65,7 @@ class GenerateCall:
         dynamic, most = sampler.config.rope.kind == "dynamic", sampler.config.max_positions
         # Dynamic RoPE rotates a prompt beyond the trained length by that length: its head is nobody else's.
         share = (lambda a, b: max(a, b) <= most) if dynamic else (lambda a, b: True)
-        self.schedule = Schedule(batch, sampler.ways, _PREFILL_TOKENS, share)
+        self.schedule = Schedule(batch, sampler.ways, PREFILL_TOKENS, share)
         for request in first:
             self._take(request)
         self.rows = control.free_rows(batch, _STOP_BUCKET, _SCRIPT_BUCKET)
@@ -139,7 +150,7 @@ class GenerateCall:
         need = schedule.longest_prompt()
         if schedule.waiting:
             need = max(need, max(len(key) for key in itertools.islice(schedule.waiting, len(schedule.rows))))
-        columns = bucket(max(need, 1), self._smallest(_PROMPT_BUCKET))
+        columns = bucket(max(need, 1), prompt_bucket(self.sampler.options))
         ways = self.sampler.ways
         if self.shared is None:
             prompts = schedule.prompts_wanted()
@@ -159,9 +170,6 @@ class GenerateCall:
         self._move(self.shared.layers, source, columns)
         hidden = self.programs.move_state(self.shared.hidden, source, columns=0)
         self.shared = Shared(self.shared.layers, hidden)
-
-    def _smallest(self, columns: int) -> int:
-        return columns if self.sampler.options.attention == "xla" else _KERNEL_BUCKET
 
     def _move(self, layers: list, source: np.ndarray, columns: int) -> None:
         for at, segment in enumerate(layers):  # one array at a time: only one is held twice
@@ -183,7 +191,7 @@ class GenerateCall:
         for row in schedule.live():
             work = self._work(row)
             need = max(need, min(len(work.token_ids) + ahead, work.request.decoding.max_new_tokens) + drafts)
-        columns, batch, ways = bucket(need, self._smallest(_CACHE_BUCKET)), len(schedule.rows), sampler.ways
+        columns, batch, ways = bucket(need, cache_bucket(sampler.options)), len(schedule.rows), sampler.ways
         assert self.shared is not None
         history = self.shared.layers[0].k.shape[2] + columns if sampler.lookup else 0
         if self.slots is None:

@@ -39,22 +39,23 @@ class Programs:
         kv: Any = mesh and NamedSharding(mesh, partition_spec(("batch", "kv_heads")))
         layers = [Segment(kv, kv, kv, kv)] * config.num_layers
         whole = mesh and replicated(mesh)  # every process of a multi-host run reads the tokens
-        shared: Any = mesh and Shared(layers, by_row)
-        slots: Any = mesh and Slots(layers, by_row, by_row, by_row)
+        self.shared_at: Any = mesh and Shared(layers, by_row)
+        self.slots_at: Any = mesh and Slots(layers, by_row, by_row, by_row)
+        self.weights_at: Any = mesh and weight_shardings(config, mesh, weight_dtype)
         empty_shared = functools.partial(_empty_shared, dtype=cache_dtype)
         empty_slots = functools.partial(_empty_slots, dtype=cache_dtype)
-        self.empty_shared = self._jit(empty_shared, shared, static_argnames=("prompts", "columns"))
-        self.empty_slots = self._jit(empty_slots, slots, static_argnames=("batch", "columns", "history"))
-        self.prefill = self._jit(_prefill, shared, donate_argnums=1, static_argnames="limit")
+        self.empty_shared = self._jit(empty_shared, self.shared_at, static_argnames=("prompts", "columns"))
+        self.empty_slots = self._jit(empty_slots, self.slots_at, static_argnames=("batch", "columns", "history"))
+        self.prefill = self._jit(_prefill, self.shared_at, donate_argnums=1, static_argnames="limit")
         self.move = self._jit(_move, kv, static_argnames="columns")
         self.move_state = self._jit(_move_state, by_row, static_argnames="columns")
         self.decode_block = self._jit(
-            decode_block, (slots, whole), donate_argnums=1, static_argnames=("steps", "lookup", "early")
+            decode_block, (self.slots_at, whole), donate_argnums=1, static_argnames=("steps", "lookup", "early")
         )
         adopt = functools.partial(_adopt, weight_dtype=weight_dtype)
-        self.adopt = self._jit(adopt, mesh and weight_shardings(config, mesh, weight_dtype))
+        self.adopt = self._jit(adopt, self.weights_at)
 
-    def _jit(self, function: Callable, shardings, **how) -> Callable:
+    def _jit(self, function: Callable, shardings, **how) -> Any:
         def traced(*args, **static):
             self.compilations += 1  # runs when JAX traces, that is once for each new set of shapes
             return function(self.config, self.options, *args, **static)
@@ -63,14 +64,7 @@ class Programs:
         placed = {} if self.mesh is None else {"out_shardings": shardings}
         jitted = jax.jit(traced, **placed, **how)
         self._jitted.append(jitted)
-        if self.mesh is None:
-            return jitted
-
-        def on_mesh(*args, **static):
-            with jax.set_mesh(self.mesh):
-                return jitted(*args, **static)
-
-        return on_mesh
+        return jitted if self.mesh is None else OnMesh(jitted, self.mesh)
 
     def forget_old_programs(self) -> None:
         """Keeps a process on CPUs alive that meets many shapes: each program there holds hundreds of memory maps, and
@@ -81,6 +75,21 @@ class Programs:
         if memory_maps() > MOST_MEMORY_MAPS:
             for jitted in self._jitted:
                 jitted.clear_cache()
+
+
+class OnMesh:
+    """A jitted function that is called, and lowered, with its mesh as the current one."""
+
+    def __init__(self, jitted: Any, mesh: Mesh):
+        self._jitted, self._mesh = jitted, mesh
+
+    def __call__(self, *args, **static):
+        with jax.set_mesh(self._mesh):
+            return self._jitted(*args, **static)
+
+    def lower(self, *args, **static) -> jax.stages.Lowered:
+        with jax.set_mesh(self._mesh):
+            return self._jitted.lower(*args, **static)
 
 
 MOST_MEMORY_MAPS = 32_000  # half of Linux's usual limit

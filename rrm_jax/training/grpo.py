@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from rrm_jax.checkpoints.load import load_model
-from rrm_jax.models.decoder import Params
+from rrm_jax.models.config import DecoderConfig
+from rrm_jax.models.decoder import Options, Params
 from rrm_jax.parallel.mesh import replicated
 from rrm_jax.parallel.offload import to_device, to_host
 from rrm_jax.rl.logprobs import Sequences, completion_scores
@@ -25,6 +27,7 @@ from rrm_jax.training.batches import MicroBatch
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.evaluate import Evaluator, read_held_out
 from rrm_jax.training.experience import Experience, ask_of, check_version, spread_over
+from rrm_jax.training.learner_programs import Loss
 from rrm_jax.training.rollouts import Rollouts, add_rewards
 from rrm_jax.training.run import Report, Run
 from rrm_jax.training.throughput import throughput
@@ -35,7 +38,9 @@ _SHOWN = ("accuracy", "reward_mean", "response_length", "invalid_rate", "kl", "e
 _PROGRESS_SECONDS = 10.0
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
+    """What the loss of one forward pass takes."""
+
     sequences: Sequences
     policy: PolicyBatch
 
@@ -46,7 +51,7 @@ def train_grpo(config: TrainConfig, resume: bool, report: Report) -> Path:
     held_out = read_held_out(config, report)
     with Run(config, resume, report) as run:
         learner, grpo = run.learner, config.grpo
-        learner.compile(_loss(run))
+        learner.compile(loss_of(config, learner.decoder, learner.options))
         score, reference = _scorer(run), _Reference(run) if grpo.kl_coef else None
         evaluator, progress = Evaluator(run, held_out), _Progress(config)
         position = int(run.meta.get("position", 0))
@@ -92,8 +97,9 @@ def train_grpo(config: TrainConfig, resume: bool, report: Report) -> Path:
     return run.directory
 
 
-def _loss(run: Run):
-    learner, config, grpo = run.learner, run.config, run.config.grpo
+def loss_of(config: TrainConfig, decoder: DecoderConfig, options: Options) -> Loss:
+    """`loss(model, Batch) → (numerator, sums)`, as configured."""
+    grpo = config.grpo
     how = PolicyLoss(
         ratio=grpo.ratio,
         clip_low=grpo.clip_low,
@@ -105,20 +111,27 @@ def _loss(run: Run):
         importance_cap=grpo.importance_cap,
     )
 
-    def loss(model: Params, batch: _Batch):
-        scores = completion_scores(learner.decoder, model, batch.sequences, config.rollout.temperature, learner.options)
+    def loss(model: Params, batch: Batch):
+        scores = completion_scores(decoder, model, batch.sequences, config.rollout.temperature, options)
         return policy_loss(how, scores.logprob, scores.entropy, batch.policy)
 
     return loss
 
 
+def logprobs_of(config: TrainConfig, decoder: DecoderConfig, options: Options, mesh: Mesh) -> Any:
+    """Jitted `(model, sequences) → log-probabilities` of completion tokens, float32 [B, C]."""
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))  # every process reads all of them
+    def scored(model, sequences: Sequences):
+        return completion_scores(decoder, model, sequences, config.rollout.temperature, options).logprob
+
+    return scored
+
+
 def _scorer(run: Run):
     """Returns `score(model, rollouts)`: each example's completion log-probabilities, by the trainer's forward pass."""
-    learner, config = run.learner, run.config
-
-    @functools.partial(jax.jit, out_shardings=replicated(learner.mesh))  # every process reads all of them
-    def scored(model, sequences: Sequences):
-        return completion_scores(learner.decoder, model, sequences, config.rollout.temperature, learner.options).logprob
+    learner = run.learner
+    scored = logprobs_of(run.config, learner.decoder, learner.options, learner.mesh)
 
     def score(model: Params, rollouts: Rollouts) -> list[np.ndarray]:
         pending = []
@@ -184,7 +197,7 @@ def _update(run: Run, rollouts: Rollouts, old, frozen, step: int) -> dict[str, f
     return means | {name: value / tokens for name, value in totals.items()} | {"tokens": tokens}
 
 
-def _batches(run: Run, rollouts: Rollouts, members: list[int], old, frozen) -> tuple[Iterator[_Batch], float]:
+def _batches(run: Run, rollouts: Rollouts, members: list[int], old, frozen) -> tuple[Iterator[Batch], float]:
     """A mini-batch in parts that fit, and what the sum of their losses is divided by."""
     config, size = run.config, run.config.rollout.group_size
     lengths = [len(rollouts.examples[at].completion_ids) for at in members]
@@ -204,10 +217,10 @@ def _batches(run: Run, rollouts: Rollouts, members: list[int], old, frozen) -> t
             mask=sequences.mask,
         )
 
-    def parts() -> Iterator[_Batch]:
+    def parts() -> Iterator[Batch]:
         for batch in run.learner.micro_batches(rollouts.examples, members):
             sequences = batch.sequences()
-            yield _Batch(sequences, policy(batch, sequences))
+            yield Batch(sequences, policy(batch, sequences))
 
     return parts(), denominator
 

@@ -9,12 +9,15 @@ from rrm_jax.data.jsonl import RowError
 from rrm_jax.data.records import Pair, parse_pair
 from rrm_jax.data.stream import Stream
 from rrm_jax.errors import RrmError
+from rrm_jax.models.config import DecoderConfig
+from rrm_jax.models.decoder import Options, Params
 from rrm_jax.rl.logprobs import Sequences, completion_scores
 from rrm_jax.rl.losses import supervised_loss
 from rrm_jax.training.batches import Example
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.evaluate import Evaluator, read_held_out
 from rrm_jax.training.learner import Learner
+from rrm_jax.training.learner_programs import Loss
 from rrm_jax.training.run import Report, Run, read_rows
 from rrm_jax.training.throughput import throughput
 from rrm_jax.training.training_data import encode_of
@@ -37,7 +40,9 @@ def parse_demonstration(row: dict[str, Any]) -> Demonstration:
     return Demonstration(pair.id, pair, completion)
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
+    """What the loss of one forward pass takes."""
+
     sequences: Sequences
 
 
@@ -60,12 +65,7 @@ def train_supervised(config: TrainConfig, resume: bool, report: Report) -> Path:
     with Run(config, resume, report) as run:
         learner, size = run.learner, config.supervised.batch_size
         stream, evaluator = Stream(_examples(run, demonstrations), config.seed), Evaluator(run, held_out)
-
-        def loss(model, batch: _Batch):
-            scores = completion_scores(learner.decoder, model, batch.sequences, 1.0, learner.options)
-            return supervised_loss(scores.logprob, batch.sequences.mask)
-
-        learner.compile(loss)
+        learner.compile(loss_of(learner.decoder, learner.options))
         evaluator.catch_up(run.first_step - 1)
         for step in run.steps():
             with run.phase("update"):
@@ -85,6 +85,16 @@ def train_supervised(config: TrainConfig, resume: bool, report: Report) -> Path:
     return run.directory
 
 
-def _batches(learner: Learner, examples: list[Example]) -> Iterator[_Batch]:
+def loss_of(decoder: DecoderConfig, options: Options) -> Loss:
+    """`loss(model, Batch) → (numerator, sums)`."""
+
+    def loss(model: Params, batch: Batch):
+        scores = completion_scores(decoder, model, batch.sequences, 1.0, options)
+        return supervised_loss(scores.logprob, batch.sequences.mask)
+
+    return loss
+
+
+def _batches(learner: Learner, examples: list[Example]) -> Iterator[Batch]:
     for batch in learner.micro_batches(examples):
-        yield _Batch(batch.sequences())
+        yield Batch(batch.sequences())
