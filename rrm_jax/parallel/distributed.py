@@ -6,6 +6,7 @@ to us is here: when to join, and how a process that fails by itself ends without
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -32,6 +33,7 @@ HEARTBEAT_SECONDS = 15
 _MEET_SECONDS = 3  # for processes that all refuse the same input, to say so themselves
 _END_SECONDS = 600  # for the first process, which may still be sending metrics, to end
 _FAILED = "rrm/failed/"
+_calls = itertools.count()  # a key of the store is written once
 
 
 @contextlib.contextmanager
@@ -181,15 +183,14 @@ def decide(name: str, mine: Any, judge: Callable[[list[Any]], Any]) -> Any:
 
     By the coordinator's store, not by devices. Raises RrmError, with its reason, where a process failed meanwhile.
     """
-    _client().key_value_set(f"rrm/{name}/{_rank()}", json.dumps(mine))
-    return from_first(
-        f"{name}/verdict", lambda: judge([json.loads(_get(f"rrm/{name}/{rank}")) for rank in range(processes())])
-    )
+    key = f"rrm/{next(_calls)}/{name}"
+    _client().key_value_set(f"{key}/{_rank()}", json.dumps(mine))
+    return from_first(name, lambda: judge([json.loads(_get(f"{key}/{rank}")) for rank in range(processes())]))
 
 
 def from_first(name: str, make: Callable[[], Any]) -> Any:
     """What `make` returns on process 0, on every process; JSON. All processes must come here."""
-    key = f"rrm/{name}"
+    key = f"rrm/{next(_calls)}/{name}/from_first"
     if is_first():
         _client().key_value_set(key, json.dumps(make()))
     return json.loads(_get(key))

@@ -1,6 +1,6 @@
-"""One process of a job that joins, looks whether all were started alike, and ends.
+"""One process of a job that joins, and looks several times whether all were started alike; the last time one fails.
 
-python -m tests.parallel.joining CASE OUTPUT
+python -m tests.parallel.joining OUTPUT
 """
 
 import sys
@@ -11,25 +11,35 @@ from rrm_jax.parallel import preflight as module
 from rrm_jax.parallel.distributed import is_first, start
 
 
-def run(case: str, output: str) -> None:
-    settings = {"seed": 0, "optimizer.learning_rate": 1e-6}
-    with start("auto", print):
-        if not is_first():
-            if case == "alike":
-                clock = time.time
-                module.time.time = lambda: clock() - 60
-            elif case == "config":
-                settings["optimizer.learning_rate"] = 2e-6
-            elif case == "unseen":
-                module._SEEN_SECONDS = 0.5
-                elsewhere = module.Path  # as on a host with a disk of its own
-                module.Path = lambda path: elsewhere(str(path).replace(".rrm_can_write", ".of_this_host"))
+def look(settings: dict, output: str) -> None:
+    try:
         module.preflight(settings, output, print)
+    except RrmError as error:
+        print(f"error: {error}")
+
+
+def run(output: str) -> None:
+    with start("auto", print):
+        other, clock, path = not is_first(), time.time, module.Path
+        if other:
+            module.time.time = lambda: clock() - 60
+        look({"seed": 0}, output)
+        print("---")
+        look({"seed": 0, "optimizer.learning_rate": 2e-6 if other else 1e-6}, output)
+        print("---")
+        if other:  # as on a host with a disk of its own
+            module._SEEN_SECONDS = 0.5
+            module.Path = lambda given: path(str(given).replace(".rrm_can_write", ".of_this_host"))
+        look({}, output)
+        print("---", flush=True)
+        if other:
+            raise RrmError("no such model here")
+        module.preflight({}, output, print)
 
 
 if __name__ == "__main__":
     try:
-        run(sys.argv[1], sys.argv[2])
+        run(sys.argv[1])
     except RrmError as error:
         print(f"error: {error}")
         sys.exit(2)

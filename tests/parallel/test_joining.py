@@ -21,58 +21,32 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def own(rank: int, port: int) -> dict[str, str]:
-    return {"RRM_COORDINATOR": f"127.0.0.1:{port}", "RRM_PROCESSES": "2", "RRM_PROCESS": str(rank)}
-
-
 def slurm(rank: int, port: int) -> dict[str, str]:
     step = {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0"}
     tasks = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
     return {"SLURM_JOB_ID": "7", "JAX_COORDINATOR_PORT": str(port), **step, **tasks}
 
 
-def job(case: str, output: Path, told_by) -> list[tuple[int, str]]:
-    """(exit code, what it said) of both processes."""
-    port, command = free_port(), [sys.executable, "-m", "tests.parallel.joining", case, str(output)]
+def test_processes_look_at_each_other_before_they_begin(tmp_path):
+    port, host = free_port(), socket.gethostname()
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "OMPI", "RRM"))}
     clean |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    both = [
-        subprocess.Popen(
-            command,
-            env=clean | told_by(rank, port),
-            cwd=ROOT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for rank in (0, 1)
-    ]
-    said = [process.communicate(timeout=120)[0] for process in both]
-    return [(process.returncode, text) for process, text in zip(both, said, strict=True)]
-
-
-def test_processes_of_slurm_that_are_alike_begin(tmp_path):
-    (first, said), (second, _) = job("alike", tmp_path / "runs" / "new", slurm)
-    assert (first, second) == (0, 0)
-    host = socket.gethostname()
-    assert f"2 processes with 4 cpu devices each: 0 on {host}, 1 on {host}" in said
-    assert re.search(rf"warning: the clock of process [01] \({host}\) is off by (59|60|61) s", said)
-    assert list(tmp_path.iterdir()) == []  # nothing is left of the look
-
-
-def test_every_process_names_the_one_with_another_configuration(tmp_path):
-    host = socket.gethostname()
-    for code, said in job("config", tmp_path / "run", own):
-        assert code == 2
-        assert f"optimizer.learning_rate: 1e-06 in process 0 ({host}), 2e-06 in process 1 ({host})\n" in said
-        assert "seed" not in said
-
-
-def test_a_host_that_does_not_see_the_output_is_named(tmp_path):
-    for code, said in job("unseen", tmp_path, own):
-        assert code == 2
-        assert f"process 1 ({socket.gethostname()}) does not see what process 0" in said
-    assert list(tmp_path.iterdir()) == []
+    command = [sys.executable, "-m", "tests.parallel.joining", str(tmp_path / "runs" / "new")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    both = [subprocess.Popen(command, env=clean | slurm(rank, port), cwd=ROOT, text=True, **pipes) for rank in (0, 1)]
+    said = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [2, 2], said
+    looks = [text.split("---\n") for text, _ in said]
+    first = looks[0][0]
+    assert f"2 processes with 4 cpu devices each: 0 on {host}, 1 on {host}" in first
+    assert re.search(rf"warning: the clock of process [01] \({host}\) is off by (59|60|61) s", first)
+    for _, config, unseen, _ in looks:  # both name the process that is different
+        assert f"optimizer.learning_rate: 1e-06 in process 0 ({host}), 2e-06 in process 1 ({host})\n" in config
+        assert "seed" not in config
+        assert f"process 1 ({host}) does not see what process 0" in unseen
+    assert looks[0][3] == f"error: another process failed: process 1 ({host}): no such model here\n"
+    assert "error: no such model here" in looks[1][3] + said[1][1]
+    assert list(tmp_path.iterdir()) == []  # nothing is left of the looks
 
 
 @pytest.mark.parametrize(
