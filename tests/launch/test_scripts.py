@@ -224,7 +224,12 @@ def slurm(tmp_path):
     program(tmp_path / ".venv" / "bin" / "rrm", "true")
     for name in ("scancel", "scontrol"):
         program(tmp_path / name, f'echo "{name} $*" >> {tmp_path}/asked')
-    return tmp_path, {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_CPUS_ON_NODE": "96"}
+    return tmp_path, {
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+        "SLURM_CPUS_ON_NODE": "96",
+        "SLURM_NTASKS_PER_NODE": "8",
+    }
 
 
 def test_slurm_starts_a_step_and_starts_it_again(slurm):
@@ -232,7 +237,7 @@ def test_slurm_starts_a_step_and_starts_it_again(slurm):
     program(home / "srun", f'echo "$*" >> {home}/asked; [ $(wc -l < {home}/asked) = 2 ] || exit 134')
     done = script("slurm.sbatch", *TRAIN, path=home, **variables)
     assert done.returncode == 0, done.stderr
-    step = "--kill-on-bad-exit=1 --label --cpu-bind=none --cpus-per-task=96"
+    step = "--kill-on-bad-exit=1 --label --cpu-bind=none --cpus-per-task=12"
     ran = f"{step} {home}/.venv/bin/{' '.join(TRAIN)} --distributed auto --auto-resume"
     assert (home / "asked").read_text().splitlines() == [ran, ran]
 
