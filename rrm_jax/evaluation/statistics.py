@@ -128,12 +128,14 @@ def over_seeds(found: Sequence[Interval]) -> Interval:
 
 def paired_over_seeds(found: Sequence[Paired]) -> Paired:
     """The same for differences. `p` is the larger one of a t-test's over the seeds' differences, and of the sign test's
-    over all items."""
+    over all items; the first alone where it was not counted who is better how often. One seed keeps its own."""
     differences = [one.difference for one in found]
     better, worse = sum(one.a_better for one in found), sum(one.b_better for one in found)
-    p = mcnemar_exact(better, worse)
-    if len(found) > 1:
-        p = max(p, _t_test(np.array([one.estimate for one in differences])))
+    if len(found) == 1:
+        return found[0]
+    p = _t_test(np.array([one.estimate for one in differences]))
+    if better + worse:
+        p = max(p, mcnemar_exact(better, worse))
     return Paired(over_seeds(differences), better, worse, p)
 
 

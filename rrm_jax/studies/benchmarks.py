@@ -140,7 +140,8 @@ def _interval(one: Score) -> Interval:
 
 
 def _compare(config: BenchmarksConfig, of: Loaded, one: Verdicts, other: Verdicts, policy: Policy) -> Paired:
-    """The first score's difference, over the items that both have judged."""
+    """The first score's difference, over the items that both have judged. Where credits are not right and wrong alone,
+    it is not counted who is better how often, and p is the paired bootstrap's."""
     gap = compare(of.benchmark, of.items, one, other, policy, samples=config.resamples, seed=config.seed)[0]
     low, high = (float("nan") if end is None else end for end in (gap.low, gap.high))
     p = gap.mcnemar if gap.mcnemar is not None else gap.p_value
@@ -161,6 +162,8 @@ def report(config: BenchmarksConfig, found: Found, seeds: Sequence[int]) -> Repo
         _says(config, found),
         [
             f"Scores, invalid verdicts and ties as the benchmarks' authors have them. {brackets(seeds, 'items')}",
+            "p: McNemar's exact test where every item is right or wrong, else the paired bootstrap's"
+            + ("." if len(seeds) == 1 else "; over seeds no smaller than a t-test's over their differences."),
             *(f"{name} was not judged: its data are not there." for name in found.left_out),
             *(f"{name}: {why}" for name in names if (why := known[name].unverified)),
         ],

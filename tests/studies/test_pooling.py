@@ -48,6 +48,8 @@ def test_p_over_seeds_is_the_larger_of_two():
     pooled = paired_over_seeds(apart)
     assert pooled.p == pytest.approx(0.013072, abs=1e-6)
     assert (pooled.a_better, pooled.b_better) == (15, 3)
+    uncounted = [dataclasses.replace(one, a_better=0, b_better=0) for one in apart]
+    assert paired_over_seeds(uncounted).p == pooled.p
     alike = [Paired(Interval(0.5, 0.4, 0.6, 10), 5, 1, 0.2)] * 3
     assert paired_over_seeds(alike).p == pytest.approx(0.0075378, abs=1e-7)
 
