@@ -9,10 +9,9 @@ import dataclasses
 import math
 import re
 
+from rrm_jax.planning.hlo import BODIES, Array, Computation, Instruction, parse
+
 MIB = 1 << 20
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
-_BYTES |= {"s4": 0.5, "u4": 0.5, "s64": 8, "u64": 8, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1}
-_ARRAY = re.compile(r"\b([a-z]+\d[a-z0-9]*|pred)\[([\d,]*)\](?:\{[^}]*\})?")
 _FREE = {
     "parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "constant", "after-all",
     "optimization-barrier", "copy-start", "slice-start", "async-start", "call-start", "call-update", "partition-id",
@@ -23,41 +22,8 @@ _MOVES = {
     "concatenate", "pad", "broadcast", "convert", "gather", "reverse", "tuple", "get-tuple-element",
 }  # fmt: skip
 _CALLS = ("call", "while", "conditional", "async-start", "call-start")
-_BODIES = ("to_apply", "body", "calls", "branch_computations", "true_computation", "false_computation")
 _EXCHANGES = ("all-", "collective-permute", "reduce-scatter", "ragged-all-to-all")
 _PRODUCTS = {"dot", "convolution", "custom-call"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Array:
-    text: str
-    shape: tuple[int, ...]
-    bytes: int
-
-    @property
-    def in_vmem(self) -> bool:
-        return "S(1)" in self.text
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    name: str
-    root: bool
-    arrays: list[Array]
-    opcode: str
-    operands: list[str]
-    rest: str
-
-    def computations(self, *attributes: str) -> list[str]:
-        """Names that the given attributes hold: `body=%a`, `branch_computations={%a, %b}`."""
-        found = []
-        for attribute in attributes:
-            for one, several in re.findall(rf"\b{attribute}=(?:%?([\w.\-]+)|\{{([^}}]*)\}})", self.rest):
-                found += [one] if one else re.findall(r"[\w.\-]+", several)
-        return found
-
-
-Computation = dict[str, Instruction]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,49 +37,6 @@ class Write:
     branch: bool
 
 
-def _closing(text: str) -> int:
-    """Where the bracket that `text` begins with is closed."""
-    depth = 0
-    for at, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if depth == 0:
-            return at
-    return len(text)
-
-
-def _instruction(line: str) -> Instruction | None:
-    head = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
-    if not head:
-        return None
-    rest = line[head.end() :]
-    end = _closing(rest) + 1 if rest.startswith("(") else rest.find(" ")
-    shape, rest = rest[:end], rest[end:].lstrip()
-    opcode = re.match(r"[\w\-]+", rest)
-    if not opcode or not rest[opcode.end() :].startswith("("):
-        return None
-    rest = rest[opcode.end() :]
-    operands = re.findall(r"%([\w.\-]+)", rest[: _closing(rest)])
-    arrays = []
-    for found in _ARRAY.finditer(shape):
-        sizes = tuple(int(size) for size in found[2].split(",") if size)
-        arrays.append(Array(found[0], sizes, int(math.prod(sizes) * _BYTES.get(found[1], 0))))
-    return Instruction(head[2], bool(head[1]), arrays, opcode[0], operands, rest[_closing(rest) + 1 :])
-
-
-def parse(text: str) -> dict[str, Computation]:
-    computations: dict[str, Computation] = {}
-    current: Computation | None = None
-    for line in text.splitlines():
-        if line.startswith(("%", "ENTRY")) and line.endswith("{"):
-            name = "ENTRY" if line.startswith("ENTRY") else line[1:].split(" ")[0]
-            current = computations[name] = {}
-        elif line.startswith("}"):
-            current = None
-        elif current is not None and (one := _instruction(line)):
-            current[one.name] = one
-    return computations
-
-
 def _in_loop(computations: dict[str, Computation]) -> dict[str, bool]:
     """The computations that a while loop runs, fusions apart, and whether each is in a branch only."""
     found: dict[str, bool] = {}
@@ -123,7 +46,7 @@ def _in_loop(computations: dict[str, Computation]) -> dict[str, bool]:
             if one.opcode not in _CALLS:
                 continue
             inside, may_be_skipped = looped or one.opcode == "while", branch or one.opcode == "conditional"
-            for called in one.computations(*_BODIES):
+            for called in one.computations(*BODIES):
                 if inside:
                     found[called] = found.get(called, True) and may_be_skipped
                 visit(called, inside, may_be_skipped)

@@ -13,6 +13,7 @@ from rrm_jax.cli import (
     generate,
     inspect,
     judge,
+    plan,
     quickstart,
     rank,
     replay,
@@ -45,6 +46,7 @@ _app.command("convert")(convert.command)
 _app.command("export")(export.command)
 _app.command("inspect")(inspect.command)
 _app.command("train")(train.command)
+_app.command("plan")(plan.command)
 _app.command("report")(report.command)
 _app.command("quickstart")(quickstart.command)
 _app.command("generate")(generate.command)

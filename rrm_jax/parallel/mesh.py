@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rrm_jax.errors import RrmError
 from rrm_jax.models.params import ParamSpec
@@ -45,19 +45,33 @@ class MeshShape:
 def make_mesh(shape: MeshShape = MeshShape(), devices: Any = None) -> Mesh:
     """A `data × fsdp × tensor` mesh over `devices` (default: all). Raises MeshError with the device count."""
     devices = list(jax.devices() if devices is None else devices)
+    sizes = mesh_sizes(shape, len(devices))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def mesh_sizes(shape: MeshShape, devices: int) -> tuple[int, int, int]:
+    """Of each axis, over so many devices. Raises MeshError."""
     sizes = [shape.data, shape.fsdp, shape.tensor]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise MeshError(
             f"mesh data={shape.data}, fsdp={shape.fsdp}, tensor={shape.tensor}: sizes are ≥ 1, and one may be -1"
         )
     known = int(np.prod([size for size in sizes if size != -1]))
-    if -1 in sizes and len(devices) % known == 0:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if int(np.prod(sizes)) != len(devices):
+    if -1 in sizes and devices % known == 0:
+        sizes[sizes.index(-1)] = devices // known
+    if int(np.prod(sizes)) != devices:
         raise MeshError(
-            f"mesh data={shape.data}, fsdp={shape.fsdp}, tensor={shape.tensor} does not fit {len(devices)} device(s)"
+            f"mesh data={shape.data}, fsdp={shape.fsdp}, tensor={shape.tensor} does not fit {devices} device(s)"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    data, fsdp, tensor = sizes
+    return data, fsdp, tensor
+
+
+def platform_of(mesh: Mesh | AbstractMesh) -> str:
+    """Of the devices that a mesh has, or that an abstract one stands for."""
+    if isinstance(mesh, AbstractMesh):
+        return mesh.abstract_device.platform if mesh.abstract_device is not None else jax.default_backend()
+    return mesh.devices.flat[0].platform
 
 
 def partition_spec(axes: tuple[str | None, ...]) -> PartitionSpec:

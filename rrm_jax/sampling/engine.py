@@ -44,6 +44,8 @@ class Programs:
         self.weights_at: Any = mesh and weight_shardings(config, mesh, weight_dtype)
         empty_shared = functools.partial(_empty_shared, dtype=cache_dtype)
         empty_slots = functools.partial(_empty_slots, dtype=cache_dtype)
+        self.make_shared = functools.partial(empty_shared, config, options)
+        self.make_slots = functools.partial(empty_slots, config, options)
         self.empty_shared = self._jit(empty_shared, self.shared_at, static_argnames=("prompts", "columns"))
         self.empty_slots = self._jit(empty_slots, self.slots_at, static_argnames=("batch", "columns", "history"))
         self.prefill = self._jit(_prefill, self.shared_at, donate_argnums=1, static_argnames="limit")

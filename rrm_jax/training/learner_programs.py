@@ -15,7 +15,7 @@ from rrm_jax.models.attention import choose_backend, shares_prefixes
 from rrm_jax.models.config import DecoderConfig
 from rrm_jax.models.decoder import Options, Params
 from rrm_jax.models.params import abstract_params
-from rrm_jax.parallel.mesh import RULES, param_sharding, partition_spec, replicated
+from rrm_jax.parallel.mesh import RULES, param_sharding, partition_spec, platform_of, replicated
 from rrm_jax.rl.losses import Sums
 from rrm_jax.training.batches import Example, MicroBatch, micro_batches
 from rrm_jax.training.config import TrainConfig
@@ -39,8 +39,7 @@ class LearnerPrograms:
         self.config, self.decoder, self.mesh = config, decoder, mesh
         self.ways = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
         dtype = jnp.dtype(config.model.compute_dtype)
-        platform = mesh.devices.flat[0].platform
-        self.attention = choose_backend(decoder, dtype, platform, requested=config.model.attention)
+        self.attention = choose_backend(decoder, dtype, platform_of(mesh), requested=config.model.attention)
         self.options = Options(dtype, self.attention.backend, config.model.remat, partition_spec)
         self.place = functools.partial(param_sharding, mesh)
         adapted, self.frozen = config.model.lora, None

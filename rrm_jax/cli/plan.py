@@ -1,0 +1,87 @@
+"""`rrm plan`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rrm_jax.planning.memory import Footprint
+
+
+def command(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of one that comes with the package.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, as key=value.")] = None,
+    topology: Annotated[
+        str, typer.Option(help="Devices to plan for: a TPU slice (v4, v5e, v5p, v6e), v5p:4x4x4 say, or GPUs, h100:8.")
+    ] = "v5p:4x4x4",
+    model: Annotated[
+        str | None,
+        typer.Option(help="The model's shape where model.path is not there: 1.5b, 7b, 14b, 32b.", show_default=False),
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of a step's prompts, for seconds; else the longest.", show_default=False)
+    ] = None,
+    new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of a step's completions, for seconds; else the longest.", show_default=False),
+    ] = None,
+    efficiency: Annotated[float, typer.Option(help="The share of the roofline that is reached.")] = 0.5,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PROGRAM", help="Compile this program alone; may be repeated.", show_default=False),
+    ] = None,
+    analytic: Annotated[
+        bool, typer.Option("--analytic", help="Estimate by arithmetic: seconds instead of minutes, and no compiler.")
+    ] = False,
+    search: Annotated[
+        bool,
+        typer.Option("--search", help="Find the mesh, remat, micro-batch and slots that are quickest and fit."),
+    ] = False,
+    compiled: Annotated[
+        int, typer.Option("--compile", min=1, help="Of a search, so many of the best may be compiled till one fits.")
+    ] = 3,
+) -> None:
+    """What a training run will take on devices that are not here: memory, exchanges, seconds a step.
+
+    Compiles the run's own programs (prefill, decode, hand-over of weights, log-probs, update) from shapes alone, with
+    the compiler for the devices: no device, and no weights, are needed. For TPUs that is pip install 'rrm-jax[tpu]',
+    for H100 and H200 pip install 'rrm-jax[cuda13]'. It takes minutes, and a few GiB of this machine's memory. Memory is
+    planned for the longest prompts and completions that the configuration allows.
+
+    Exit code 0: it fits; 1: it does not, and what to change is printed.
+
+    With --analytic, which any GPU will do for, temporaries and exchanges are a model of what is large: see
+    docs/planning.md for its error.
+
+    \b
+    Example:
+      rrm plan rrm_7b.yaml --model 7b --topology v6e:4x4 mesh.tensor=2
+      rrm plan rrm_32b.yaml --model 32b --topology h100:32 --analytic
+      rrm plan rrm_32b.yaml --model 32b --topology v6e:8x8 --search
+    """
+    from rrm_jax.cli.loading import warn
+    from rrm_jax.config import load_config
+    from rrm_jax.planning import report
+    from rrm_jax.planning.plan import Assumptions, decoder_of, plan
+    from rrm_jax.planning.search import analytic_plan
+    from rrm_jax.planning.search import search as searched
+    from rrm_jax.planning.topology import topology as described
+    from rrm_jax.training.config import TrainConfig
+
+    resolved = load_config(TrainConfig, config, overrides or [])
+    assumed = Assumptions(prompt_tokens, new_tokens, efficiency)
+
+    def progress(one: "Footprint") -> None:
+        warn(f"{one.name}: {one.total / 2**30:.2f} GiB on a device, {one.seconds:.0f} s to compile")
+
+    decoder, devices = decoder_of(resolved, model), described(topology, compiling=not analytic)
+    if search:
+        changes, made = searched(resolved, decoder, devices, assumed, 0 if analytic else compiled, warn)
+        print("best:", " ".join(f"{key}={value}" for key, value in changes.items()))
+    elif analytic:
+        made = analytic_plan(resolved, decoder, devices, assumed)
+    else:
+        made = plan(resolved, decoder, devices, assumed, tuple(only or ()), progress)
+    print("\n".join(report.lines(made)))
+    if not made.fits:
+        raise typer.Exit(1)

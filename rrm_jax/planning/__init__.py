@@ -1,0 +1,1 @@
+"""What a training run will take on devices that are not here: memory, exchanges, seconds; before anything is run."""

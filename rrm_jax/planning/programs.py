@@ -1,0 +1,250 @@
+"""The programs of a training run, with abstract arguments: the trainer's and the sampler's own jitted functions.
+
+What is planned is the longest that a configuration allows: rows of `max_new_tokens` behind prompts of
+`max_prompt_tokens`, all slots in use.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rrm_jax.models.config import DecoderConfig
+from rrm_jax.models.params import abstract_params
+from rrm_jax.parallel.mesh import batch_sharding, platform_of
+from rrm_jax.rl.losses import PolicyBatch
+from rrm_jax.sampling import call, control, engine
+from rrm_jax.sampling.block import Start, Table
+from rrm_jax.sampling.schedule import attended, bucket
+from rrm_jax.training import grpo, supervised
+from rrm_jax.training.batches import Example, MicroBatch
+from rrm_jax.training.config import TrainConfig
+from rrm_jax.training.learner_programs import LearnerPrograms
+from rrm_jax.training.optimizer import abstract_opt_state
+
+BLOCK = 64  # decode steps of a block, the sampler's default
+_PREFILL_CHUNK = 512  # tokens of a prompt that are computed at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One program, lowered by `lower()`.
+
+    `beside`: what of the state waits on the devices meanwhile; `takes`: what of it are arguments; `gives`: what its
+    results are, those that are not in an argument's place.
+    """
+
+    name: str
+    lower: Callable[[], jax.stages.Lowered]
+    takes: tuple[str, ...]
+    beside: tuple[str, ...]
+    gives: str = "temporaries"
+
+
+class RunPrograms:
+    """The programs of a run on `mesh`, in the order in which a step runs them, and what the state holds.
+
+    An abstract mesh will do for what is not lowered.
+
+    `state`: abstract trees by name. `micro_batch`: the one that is planned.
+    """
+
+    def __init__(self, config: TrainConfig, decoder: DecoderConfig, mesh: Any):
+        self.config, self.decoder, self.mesh = config, decoder, mesh
+        self.learner = learner = LearnerPrograms(config, decoder, mesh)
+        self.samples = config.method == "grpo" or config.data.eval is not None
+        dtype = np.dtype(learner.options.dtype)
+        self.engine = engine.programs(config=decoder, options=learner.options, mesh=mesh, cache_dtype=dtype,
+                                      weight_dtype=dtype)  # fmt: skip
+        self.micro_batch = longest_micro_batch(learner)
+        self.state = self._state()
+
+    def _state(self) -> dict[str, Any]:
+        config, learner = self.config, self.learner
+        state = {"parameters": learner.trained, "gradients": learner.trained}
+        state["optimiser"] = abstract_opt_state(learner.tx, learner.trained, self.mesh)
+        if learner.frozen is not None:
+            state["frozen model"] = state["merged copy"] = learner.frozen
+        if learner.casts:
+            state["working copy"] = jax.tree.map(lambda x: x.update(dtype=learner.options.dtype), learner.trained)
+        if config.method == "grpo" and config.grpo.kl_coef and learner.frozen is None:
+            compute = abstract_params(self.decoder, learner.options.dtype, stacked=True, sharding=learner.place)
+            state["reference"] = compute
+        if self.samples:
+            state["sampler's weights"] = _placed(
+                abstract_params(self.decoder, learner.options.dtype, stacked=False), self.engine.weights_at
+            )
+            state["rows' cache"], state["prompts' cache"] = self._caches()
+        return state
+
+    def _caches(self) -> tuple[Any, Any]:
+        """As `sampling/call.py` sizes them, when all rows are at work and as long as they can be."""
+        rows, prompts = self.slots, self.prompts
+        options = self.learner.options
+        columns = bucket(self.config.rollout.max_new_tokens, call.cache_bucket(options))
+        width = bucket(self.config.judge.max_prompt_tokens, call.prompt_bucket(options))
+        slots = jax.eval_shape(functools.partial(self.engine.make_slots, batch=rows, columns=columns, history=0))
+        shared = jax.eval_shape(functools.partial(self.engine.make_shared, prompts=prompts, columns=width))
+        return _placed(slots, self.engine.slots_at), _placed(shared, self.engine.shared_at)
+
+    @property
+    def slots(self) -> int:
+        """Rows that are sampled at a time, over all devices."""
+        ways = self.learner.ways
+        return -(-self.config.rollout.batch_size // ways) * ways
+
+    @property
+    def prompts(self) -> int:
+        """Prompts that the sampler keeps: those of its rows, and one more for each part of the batch to go on with."""
+        part, ways = self.slots // self.learner.ways, self.learner.ways
+        group = self.config.rollout.group_size if self.config.method == "grpo" else 1
+        return ways * min(bucket(-(-part // group) + 1, 1), part)
+
+    @property
+    def resting(self) -> tuple[str, ...]:
+        """State that is on the devices whatever is run."""
+        config = self.config
+        names = ["parameters"]
+        names += [] if config.optimizer.offload else ["optimiser"]
+        names += ["frozen model"] * ("frozen model" in self.state)
+        names += ["reference"] * ("reference" in self.state and not config.grpo.offload_reference)
+        names += ["sampler's weights"] * self.samples
+        return tuple(names)
+
+    def all(self) -> list[Program]:
+        """Sampling, scores, the update; without sampling the update alone."""
+        programs = [*self._sampling()] if self.samples else []
+        if self.config.method == "grpo":
+            programs += self._scores()
+        return [*programs, *self._update()]
+
+    def _program(self, name: str, lower, takes: tuple[str, ...], gives: str = "temporaries", without=(), more=()):
+        held = [*self.resting, *more]
+        beside = tuple(x for x in held if x in self.state and x not in takes and x not in without)
+        return Program(name, lower, tuple(x for x in takes if x in self.state), beside, gives)
+
+    @property
+    def _read(self) -> str:
+        """What forward passes read."""
+        return "working copy" if "working copy" in self.state else "parameters"
+
+    def _sampling(self):
+        state, programs = self.state, self.engine
+        learner = self.learner
+        weights, rows, shared = (state[x] for x in ("sampler's weights", "rows' cache", "prompts' cache"))
+        if learner.casts:
+            cast = functools.partial(self._lower, learner.cast, state["parameters"])
+            yield self._program("cast", cast, ("parameters",), "working copy")
+        source = self._read
+        if learner.frozen is not None:
+            source = "merged copy"
+            merge = functools.partial(self._lower, learner.merge, learner.frozen, learner.trained)
+            yield self._program("merge adapters", merge, ("frozen model", "parameters"), source)
+        adopt = functools.partial(programs.adopt.lower, state[source])
+        yield self._program("hand-over", adopt, (source,), "sampler's weights", without=("sampler's weights",))
+        more = {"more": (self._read,)}
+        chunk, limit = self._chunk()
+        prefill = functools.partial(programs.prefill.lower, weights, shared, *chunk, limit=limit)
+        takes = ("sampler's weights", "prompts' cache")
+        yield self._program("prefill", prefill, takes, more=("rows' cache", self._read))
+        takes = ("sampler's weights", "rows' cache", "prompts' cache")
+        block = functools.partial(
+            programs.decode_block.lower, weights, rows, shared, *self._table(), steps=BLOCK, lookup=None,
+            early=platform_of(self.mesh) != "gpu",
+        )  # fmt: skip
+        yield self._program("decode", block, takes, **more)
+
+    def _chunk(self) -> tuple[tuple[Any, ...], int]:
+        """The last chunk of the longest prompts: arguments of `engine.prefill`, and its `limit`."""
+        longest, ways = self.config.judge.max_prompt_tokens, self.learner.ways
+        columns = min(_PREFILL_CHUNK, bucket(longest, 32))
+        each = min(max(1, call.PREFILL_TOKENS // columns), max(1, self.prompts // ways))
+        each = 2 ** int(math.log2(each))
+        limit = attended(longest) if longest > columns else 0
+        whole = jax.ShapeDtypeStruct((ways * each,), jnp.int32)
+        place = jax.ShapeDtypeStruct((ways, each), jnp.int32)
+        tokens = jax.ShapeDtypeStruct((ways * each, columns), jnp.int32)
+        return (tokens, place, place, whole, whole, whole), limit
+
+    def _table(self) -> tuple[Any, ...]:
+        """Arguments of the decode block after the caches: as `sampling/call.py` makes them on the host."""
+        ways, rows, prompts = self.learner.ways, self.slots, self.prompts
+        whole = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
+        group = min(self.config.rollout.group_size, rows // ways) if self.config.method == "grpo" else 1
+        table = Table(whole(prompts), whole(ways, prompts // ways, group), whole(ways, rows // ways))
+        start = Start(jax.ShapeDtypeStruct((rows,), jnp.bool_), whole(ways, rows // ways), whole(rows), None)
+        asked = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), control.free_rows(rows, 8, 32))
+        return table, asked, start, whole(), whole()
+
+    def _scores(self):
+        config, learner = self.config, self.learner
+        several = config.updates_per_step > 1 or config.grpo.kl_in == "reward"
+        if not (several or config.grpo.kl_coef):
+            return
+        scored = grpo.logprobs_of(config, self.decoder, learner.options, self.mesh)
+        model = learner.model(self.state[self._read], learner.frozen)
+        sequences = self._batch(self.micro_batch.sequences())
+        lower = functools.partial(self._lower, scored, model, sequences)
+        yield self._program("log-probs", lower, (self._read, "frozen model"))
+
+    def _update(self):
+        config, learner, state = self.config, self.learner, self.state
+        if config.method == "grpo":
+            loss, batch = grpo.loss_of(config, self.decoder, learner.options), self._grpo_batch()
+        else:
+            loss = supervised.loss_of(self.decoder, learner.options)
+            batch = supervised.Batch(self._batch(self.micro_batch.sequences()))
+        accumulate = functools.partial(
+            self._lower, learner.accumulate(loss), state[self._read], learner.frozen, learner.trained, batch
+        )
+        yield self._program("forward and backward", accumulate, (self._read, "frozen model", "gradients"))
+        denominator = jax.ShapeDtypeStruct((), jnp.float32)
+        apply = functools.partial(
+            self._lower, learner.apply, learner.trained, state["optimiser"], learner.trained, denominator
+        )
+        yield self._program("apply", apply, ("parameters", "optimiser", "gradients"))
+
+    def _grpo_batch(self) -> grpo.Batch:
+        config, batch = self.config, self.micro_batch
+        sequences = batch.sequences()
+        number = batch.along([0.0] * len(batch.examples))
+        old = number if config.updates_per_step > 1 or config.grpo.kl_in == "reward" else None
+        reference = number if config.grpo.kl_coef else None
+        policy = PolicyBatch(number, number, batch.responses(), old, reference, number, sequences.mask)
+        return self._batch(grpo.Batch(sequences, policy))
+
+    def _batch(self, tree: Any) -> Any:
+        at = batch_sharding(self.mesh)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree)
+
+    def _lower(self, jitted, *arguments) -> jax.stages.Lowered:
+        with jax.set_mesh(self.mesh):
+            return jitted.lower(*arguments)
+
+
+def longest_micro_batch(learner: LearnerPrograms) -> MicroBatch:
+    """One that is full of the longest prompts and completions."""
+    config = learner.config
+    if config.method == "grpo":
+        prompt, new = config.judge.max_prompt_tokens, config.rollout.max_new_tokens
+    else:
+        prompt, new = config.pack.row_tokens // 2, config.pack.row_tokens - config.pack.row_tokens // 2
+    rows = max(config.pack.micro_batch_tokens // (config.pack.row_tokens * learner.ways), 1) * learner.ways
+    examples = [Example((at, *(0,) * (prompt - 1)), (0,) * new) for at in range(rows)]
+    return learner.micro_batches(examples, range(rows))[0]
+
+
+def device_bytes(tree: Any) -> int:
+    """Of an abstract tree, on one device."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    """`shardings` may name whole subtrees at once, as `out_shardings` may."""
+    at = jax.tree.broadcast(shardings, tree)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, at)

@@ -1,0 +1,144 @@
+"""A plan as text: memory by program, exchanges, seconds, and what to change where it does not fit."""
+
+from collections.abc import Iterator
+
+from rrm_jax.planning.memory import CACHES, Footprint
+from rrm_jax.planning.plan import Plan, rows_per_device
+
+_GIB = 2**30
+_COLUMNS = {
+    "parameters": ("parameters",),
+    "optimiser": ("optimiser",),
+    "gradients": ("gradients",),
+    "copies": ("working copy", "reference", "frozen model", "merged copy"),
+    "sampler": ("sampler's weights",),
+    "cache": CACHES,
+    "temporaries": ("temporaries", "batch"),
+    "code": ("code",),
+}
+Rows = list[list[str]]
+
+
+def lines(plan: Plan) -> Iterator[str]:
+    """The whole report; Markdown tables."""
+    yield from heading(plan)
+    yield from ["", f"GiB on a device, of {plan.topology.accelerator.memory / _GIB:.0f} "
+                    f"({plan.topology.usable / _GIB:.1f} for programs)", ""]  # fmt: skip
+    yield from table(memory_rows(plan))
+    yield from ["", "What a device exchanges in one run of a program (decode: a block of 64 steps)", ""]
+    yield from table(exchange_rows(plan))
+    yield from ["", *time_lines(plan)]
+    yield ""
+    yield from verdict(plan)
+
+
+def heading(plan: Plan) -> Iterator[str]:
+    mesh = " × ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    rows, time = plan.micro_batch
+    yield (
+        f"{plan.decoder.num_parameters / 1e9:.2f} G parameters on {plan.topology.name}: {plan.topology.count} × "
+        f"{plan.topology.accelerator.name}, mesh {mesh}; {plan.how}"
+    )
+    yield (
+        f"micro-batches of {rows} rows × {time:,} tokens, {plan.slots} rows sampled at a time, remat "
+        f"{plan.config.model.remat}, attention {plan.attention}"
+    )
+
+
+def memory_rows(plan: Plan) -> Rows:
+    rows = [["program", *_COLUMNS, "together", "of usable", "compiled in s"]]
+    for one in plan.footprints:
+        cells = [_gib(sum(one.holds.get(name, 0) for name in names)) for names in _COLUMNS.values()]
+        share = f"{one.total / plan.topology.usable:.0%}"
+        rows.append([one.name, *cells, _gib(one.total) + ("!" if one.failed else ""), share, f"{one.seconds:.0f}"])
+    return rows
+
+
+def exchange_rows(plan: Plan) -> Rows:
+    rows = [["program", "kind", "along", "count", "MiB sent by a device"]]
+    for one in plan.footprints:
+        for exchange in one.exchanges:
+            rows.append(
+                [one.name, exchange.kind, exchange.axes, f"{exchange.count:,}", f"{exchange.sent / 2**20:,.1f}"]
+            )
+    return rows
+
+
+def time_lines(plan: Plan) -> Iterator[str]:
+    time = plan.time
+    yield f"Seconds in one step, at {time.efficiency:.0%} of the roofline; by each limit alone, at all of it"
+    yield ""
+    rows = [["program", "runs", "seconds", "bound by", "products", "memory", "network"]]
+    for phase in time.phases:
+        limits = [f"{getattr(phase, limit):.3g}" for limit in ("products", "memory", "network")]
+        rows.append([phase.name, f"{phase.runs:.0f}", f"{phase.seconds(time.efficiency):.3g}", phase.bound, *limits])
+    yield from table(rows)
+    yield ""
+    if time.phases:
+        of_update = (
+            f", MFU of the update {time.mfu:.2f}" if "forward and backward" in {p.name for p in time.phases} else ""
+        )
+        yield (
+            f"A step: {time.seconds:,.0f} s, {time.tokens:,} tokens, {time.tokens_per_device_second:,.0f} tokens/s a "
+            f"device{of_update}. An estimate from data sheets, not a measurement."
+        )
+
+
+def verdict(plan: Plan) -> Iterator[str]:
+    peak, usable = plan.peak, plan.topology.usable
+    for one in plan.footprints:
+        if one.failed:
+            yield f"{one.name}: the compiler refused it: {one.failed}"
+    if plan.fits:
+        yield f"It fits: {peak.name} takes most, {_gib(peak.total)} of {_gib(usable)} GiB."
+        return
+    over = peak.total - usable
+    yield f"It does not fit: {peak.name} takes {_gib(peak.total)} GiB, {_gib(max(over, 0))} more than there is."
+    for gain, change in sorted(changes(plan, peak), reverse=True):
+        yield f"  {change}: {_gib(gain)} GiB less" + (", enough by itself" if gain >= over else "")
+
+
+def changes(plan: Plan, peak: Footprint) -> Iterator[tuple[int, str]]:
+    """What would lower what `peak` holds, and by how much, by arithmetic."""
+    config, holds = plan.config, peak.holds
+    optimizer, mesh = config.optimizer, plan.mesh
+    moments = {"float32": 8, "bfloat16": 4, "int8": 2}[optimizer.moments]
+    held = holds.get("optimiser", 0)
+    if held and peak.name != "apply":
+        yield held, "optimizer.offload=true (the state waits in host memory)"
+    if held and optimizer.kind == "adamw" and moments > 2:
+        yield held * (moments - 2) // moments, "optimizer.moments=int8"
+    if holds.get("reference", 0) and not config.grpo.offload_reference:
+        yield holds["reference"], "grpo.offload_reference=true"
+    weights, caches = holds.get("sampler's weights", 0), sum(holds.get(name, 0) for name in CACHES)
+    if weights and plan.decoder.num_kv_heads % (2 * mesh["tensor"]) == 0 and mesh["fsdp"] % 2 == 0:
+        yield weights // 2, f"mesh.tensor={2 * mesh['tensor']} (the sampler's weights are split by tensor alone)"
+    if caches and rows_can_halve(plan):
+        yield caches // 2, f"rollout.batch_size={plan.slots // 2} (fewer rows at a time)"
+    if "temporaries" in holds and peak.name in ("forward and backward", "log-probs"):
+        if config.model.remat != "full" and peak.name == "forward and backward":
+            yield holds["temporaries"] // 2, "model.remat=full (at least)"
+        if (many := rows_per_device(plan)) > 1:
+            tokens = plan.micro_batch[0] // many * plan.micro_batch[1]
+            yield holds["temporaries"] * (many - 1) // many, f"pack.micro_batch_tokens={tokens} (a row a device), about"
+    spread = sum(holds.get(name, 0) for name in ("parameters", "optimiser", "gradients", *_COLUMNS["copies"]))
+    yield spread // 2, f"twice as many devices on fsdp ({2 * mesh['fsdp']})"
+
+
+def rows_can_halve(plan: Plan) -> bool:
+    ways = plan.mesh["data"] * plan.mesh["fsdp"]
+    return plan.slots % (2 * ways) == 0
+
+
+def table(rows: Rows) -> Iterator[str]:
+    """Markdown, columns of equal width."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    for number, row in enumerate(rows):
+        cells = [cell.ljust(widths[at]) if at == 0 else cell.rjust(widths[at]) for at, cell in enumerate(row)]
+        yield "| " + " | ".join(cells) + " |"
+        if number == 0:
+            yield "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+
+
+def _gib(size: float) -> str:
+    return f"{size / _GIB:.2f}"
