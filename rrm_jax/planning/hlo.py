@@ -82,17 +82,32 @@ def executed(computations: dict[str, Computation], turns: int) -> Iterator[tuple
 
 
 def _turns(computations: dict[str, Computation], loop: Instruction) -> int | None:
-    """How many turns a loop makes, that counts from 0 up to a constant; None where that is not what it does."""
+    """How many turns a loop makes that counts from 0 up to a constant; None where that is not what it does."""
     if known := _TURNS.search(loop.rest):
         return int(known[1])
-    condition = computations.get("".join(loop.computations("condition")), {})
-    end = next((one for one in condition.values() if one.root), None)
-    if end is None or end.opcode != "compare" or "direction=LT" not in end.rest:
+    condition, body = (computations.get("".join(loop.computations(part)), {}) for part in ("condition", "body"))
+    compare = _root(condition)
+    if compare is None or compare.opcode != "compare" or "direction=LT" not in compare.rest:
         return None
-    bound = condition.get(end.operands[-1])
-    if bound is None or bound.opcode != "constant":
+    counter, bound = (condition.get(name) for name in compare.operands)
+    place = re.search(r"index=(\d+)", counter.rest) if counter is not None else None
+    if bound is None or not bound.value.isdigit() or place is None:
         return None
-    return int(bound.value) if bound.value.isdigit() else None
+    return -(-int(bound.value) // _increment(body, int(place[1])))
+
+
+def _increment(body: Computation, place: int) -> int:
+    """What a turn adds to the counter, which loops that were unrolled do by more than one."""
+    root = _root(body)
+    added = body.get(root.operands[place]) if root is not None and place < len(root.operands) else None
+    if added is None or added.opcode != "add":
+        return 1
+    values = [body[name].value for name in added.operands if name in body and body[name].value.isdigit()]
+    return max(int(values[0]), 1) if values else 1
+
+
+def _root(computation: Computation) -> Instruction | None:
+    return next((one for one in computation.values() if one.root), None)
 
 
 def _closing(text: str) -> int:

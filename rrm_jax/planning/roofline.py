@@ -23,6 +23,7 @@ from rrm_jax.parallel.serving_cost import decode_step_seconds, prefill_flops
 from rrm_jax.planning.memory import Footprint
 from rrm_jax.planning.programs import BLOCK, RunPrograms
 from rrm_jax.planning.topology import BOX, Topology
+from rrm_jax.sampling.call import PREFILL_TOKENS
 from rrm_jax.training.batches import Example
 from rrm_jax.training.throughput import training_work
 
@@ -84,54 +85,90 @@ def step_time(
     programs: RunPrograms, footprints: Iterable[Footprint], topology: Topology, prompt: int, new: int, efficiency: float
 ) -> StepTime:
     """Of a step whose prompts and completions have so many tokens, all of them."""
-    config, decoder, learner = programs.config, programs.decoder, programs.learner
-    grpo, chip, devices = config.grpo, topology.accelerator, math.prod(programs.mesh.shape.values())
-    links = link_speeds(programs, topology)
-    count = config.supervised.batch_size
+    config, learner = programs.config, programs.learner
+    count, group, epochs = config.supervised.batch_size, 1, 1
     if config.method == "grpo":
-        count = config.rollout.prompts_per_step * config.rollout.group_size
-    group = config.rollout.group_size if config.method == "grpo" else 1
-    updates, epochs = config.updates_per_step, grpo.epochs if config.method == "grpo" else 1
-    examples = [Example((at // group, *(0,) * (prompt - 1)), (0,) * new) for at in range(count)]
+        count, group = config.rollout.prompts_per_step * config.rollout.group_size, config.rollout.group_size
+        epochs = config.grpo.epochs
+    step = _Step(programs, topology, prompt, new, count, group, epochs)
     adapters = learner.frozen is not None
-    of_update = examples[: count * epochs // updates]
-    batches = learner.micro_batches(of_update, range(len(of_update)))
-    padded = sum(len(b.rows) * b.time for b in batches) / (len(programs.micro_batch.rows) * programs.micro_batch.time)
-    longest, width = programs.micro_batch.time, programs.micro_batch.width
-    rows = len(programs.micro_batch.rows)
-    full = training_work(decoder, [longest - width] * rows, [width] * rows, adapters=adapters).flops
-    forward = training_work(decoder, [longest - width] * rows, [width] * rows).flops / 3
-    again = forward if config.model.remat == "full" else 0.0
-    passes = (grpo.kl_coef > 0) + (updates > 1 or grpo.kl_in == "reward")
-    steps = count * new / programs.slots
-    cached = prompt / group + new / 2
-    width_of = 2 if config.model.compute_dtype == "bfloat16" else 4
-    a_step = decode_step_seconds(
-        decoder, chip, devices=programs.mesh.shape["tensor"], slots=programs.slots // learner.ways, cached=cached,
-        seen=prompt + new / 2, weight_bytes=width_of, cache_bytes=width_of,
-    )  # fmt: skip
-    prefills = (count // group) * prefill_flops(decoder, prompt) / (devices * chip.peak_flops)
-    chunks = max(1.0, (count // group) * prompt / (1024 * learner.ways))
-
-    def phase(one: Footprint) -> Phase:
-        network = sum(exchange.sent / links.get(exchange.axes, links["?"]) for exchange in one.exchanges)
-        memory = one.moved / chip.bandwidth
-        if one.name == "decode":
-            return Phase(one.name, steps / BLOCK, 0.0, steps * a_step, steps / BLOCK * network)
-        if one.name == "prefill":
-            return Phase(one.name, chunks, prefills, 0.0, chunks * network)
-        runs, flops = {
-            "log-probs": (passes * updates / epochs * padded, forward),
-            "forward and backward": (updates * padded, full + again),
-            "apply": (updates, 0.0),
-            "cast": (updates, 0.0),
-        }.get(one.name, (1, 0.0))
-        return Phase(one.name, runs, runs * flops / (devices * chip.peak_flops), runs * memory, runs * network)
-
     repeated = [learner.shares_prompts and at % group > 0 for at in range(count)]
-    work = training_work(decoder, [prompt] * count, [new] * count, repeated=repeated, adapters=adapters)
-    phases = tuple(phase(one) for one in footprints if not one.failed)
-    return StepTime(phases, efficiency, devices, chip.peak_flops, work.tokens, epochs * work.flops)
+    lengths = [prompt] * count, [new] * count
+    work = training_work(programs.decoder, *lengths, repeated=repeated, adapters=adapters)
+    phases = tuple(step.phase(one) for one in footprints if not one.failed)
+    peak = topology.accelerator.peak_flops
+    return StepTime(phases, efficiency, topology.count, peak, work.tokens, epochs * work.flops)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """`count` completions, `group` of each prompt, gone over `epochs` times."""
+
+    programs: RunPrograms
+    topology: Topology
+    prompt: int
+    new: int
+    count: int
+    group: int
+    epochs: int
+
+    def phase(self, one: Footprint) -> Phase:
+        links, chip = link_speeds(self.programs, self.topology), self.topology.accelerator
+        network = sum(exchange.sent / links.get(exchange.axes, links["?"]) for exchange in one.exchanges)
+        runs, products, memory = self._runs(one.name), self._flops(one.name), one.moved / chip.bandwidth
+        products /= self.topology.count * chip.peak_flops
+        if one.name == "decode":
+            memory = BLOCK * self._decode_step()
+        if one.name == "prefill":
+            memory = 0.0  # of a chunk: weights, which other chunks read as well
+        return Phase(one.name, runs, runs * products, runs * memory, runs * network)
+
+    def _runs(self, name: str) -> float:
+        config, ways = self.programs.config, self.programs.learner.ways
+        updates = config.updates_per_step
+        if name == "decode":
+            return self.count * self.new / self.programs.slots / BLOCK
+        if name == "prefill":
+            return max(1.0, self.count // self.group * self.prompt / (PREFILL_TOKENS * ways))
+        if name == "log-probs":
+            passes = (config.grpo.kl_coef > 0) + (updates > 1 or config.grpo.kl_in == "reward")
+            return passes * updates / self.epochs * self._micro_batches()
+        if name == "forward and backward":
+            return updates * self._micro_batches()
+        return updates if name in ("apply", "cast") else 1
+
+    def _micro_batches(self) -> float:
+        """Of an update, in units of the one that is planned."""
+        prompts = [(at, *(0,) * (self.prompt - 1)) for at in range(-(-self.count // self.group))]
+        completion = (0,) * self.new
+        of_update = self.count * self.epochs // self.programs.config.updates_per_step
+        examples = [Example(prompts[at // self.group], completion) for at in range(of_update)]
+        planned = self.programs.micro_batch
+        batches = self.programs.learner.micro_batches(examples, range(of_update))
+        return sum(len(batch.rows) * batch.time for batch in batches) / (len(planned.rows) * planned.time)
+
+    def _flops(self, name: str) -> float:
+        """Of one run, over all devices."""
+        programs, batch = self.programs, self.programs.micro_batch
+        if name == "prefill":
+            return self.count // self.group * prefill_flops(programs.decoder, self.prompt) / self._runs(name)
+        if name not in ("log-probs", "forward and backward"):
+            return 0.0
+        rows = len(batch.rows)
+        lengths = [batch.time - batch.width] * rows, [batch.width] * rows
+        forward = training_work(programs.decoder, *lengths).flops / 3
+        if name == "log-probs":
+            return forward
+        both = training_work(programs.decoder, *lengths, adapters=programs.learner.frozen is not None).flops
+        return both + (forward if programs.config.model.remat == "full" else 0)
+
+    def _decode_step(self) -> float:
+        width = 2 if self.programs.config.model.compute_dtype == "bfloat16" else 4
+        return decode_step_seconds(
+            self.programs.decoder, self.topology.accelerator, devices=self.programs.mesh.shape["tensor"],
+            slots=self.programs.slots // self.programs.learner.ways, cached=self.prompt / self.group + self.new / 2,
+            seen=self.prompt + self.new / 2, weight_bytes=width, cache_bytes=width,
+        )  # fmt: skip
 
 
 def link_speeds(programs: RunPrograms, topology: Topology) -> Mapping[str, float]:

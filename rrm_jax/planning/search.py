@@ -10,6 +10,7 @@ from rrm_jax.errors import RrmError
 from rrm_jax.models.config import DecoderConfig
 from rrm_jax.parallel.mesh import MeshError
 from rrm_jax.planning.analytic import estimated, programs_of
+from rrm_jax.planning.memory import Footprint
 from rrm_jax.planning.plan import Assumptions, Plan, assemble, plan, require_compiler
 from rrm_jax.planning.topology import Topology
 from rrm_jax.training.config import TrainConfig
@@ -17,6 +18,7 @@ from rrm_jax.training.config import TrainConfig
 _ROWS = (1, 2, 4)  # of a micro-batch, on a device
 _SLOTS = (64, 128, 256, 512, 1024)
 _MARGIN = 0.9  # of usable memory, that an estimate may take to be worth compiling
+_HOW = "by arithmetic, nothing was compiled"
 Changes = dict[str, str]
 
 
@@ -25,7 +27,7 @@ def analytic_plan(
 ) -> Plan:
     """A plan without a compiler. Raises RrmError where the mesh does not fit the devices or the model."""
     programs = programs_of(config, decoder, topology)
-    return assemble(programs, topology, tuple(estimated(programs)), assumed, "by arithmetic, nothing was compiled")
+    return assemble(programs, topology, tuple(estimated(programs)), assumed, _HOW)
 
 
 def candidates(
@@ -33,7 +35,7 @@ def candidates(
 ) -> Iterator[tuple[Changes, TrainConfig]]:
     """Configurations that differ in mesh, remat, micro-batch tokens and slots, and what was changed in each."""
     splits = [tensor for tensor in (1, 2, 4, 8) if decoder.num_kv_heads % tensor == topology.count % tensor == 0]
-    parts = [data for data in (1, 2, 4) if topology.count % data == 0]
+    parts = [data for data in (1, 2) if topology.count % data == 0]
     for tensor, data, remat, rows, slots in itertools.product(splits, parts, ("full", "dots"), _ROWS, _SLOTS):
         if topology.count % (tensor * data):
             continue
@@ -57,24 +59,26 @@ def ranked(
 ) -> list[tuple[Changes, Plan]]:
     """Those that arithmetic lets fit, the quickest first. Raises RrmError, with the least memory, if none does."""
     found: list[tuple[Changes, Plan]] = []
-    least: tuple[Changes, Plan] | None = None
+    least: tuple[Changes, Footprint] | None = None
     for changes, changed in candidates(config, decoder, topology):
         try:
-            made = analytic_plan(changed, decoder, topology, assumed)
+            programs = programs_of(changed, decoder, topology)
         except MeshError:
             continue
-        if made.peak.total <= _MARGIN * topology.usable:
-            found.append((changes, made))
-        elif least is None or made.peak.total < least[1].peak.total:
-            least = changes, made
+        footprints = tuple(estimated(programs))
+        peak = max(footprints, key=lambda one: one.total)
+        if peak.total <= _MARGIN * topology.usable:
+            found.append((changes, assemble(programs, topology, footprints, assumed, _HOW)))
+        elif least is None or peak.total < least[1].total:
+            least = changes, peak
     if found:
         return sorted(found, key=lambda one: (one[1].time.seconds, one[1].peak.total))
     if least is None:
         raise RrmError(f"no mesh over {topology.count} devices divides this model and {_SLOTS} rows")
-    changes, made = least
+    changes, peak = least
     raise RrmError(
         f"nothing fits {topology.name}: what takes least, {' '.join(f'{k}={v}' for k, v in changes.items())}, takes "
-        f"{made.peak.total / 2**30:.1f} of {topology.usable / 2**30:.1f} GiB ({made.peak.name}); take more devices, or "
+        f"{peak.total / 2**30:.1f} of {topology.usable / 2**30:.1f} GiB ({peak.name}); take more devices, or "
         "optimizer.moments=int8, optimizer.offload=true, grpo.offload_reference=true"
     )
 
