@@ -61,29 +61,34 @@ class _Model:
         if name == "hand-over":
             return self.programs.decoder.num_parameters / self.tensor * self.width / 2
         if name == "log-probs":
-            return self._layer(self.tokens) + self.table * self.width + 2 * _LOGITS
+            output = self.table * self.width + 2 * _LOGITS
+            return max(self._layer(self.tokens) + self._gathered(), output)
         if name == "forward and backward":
             kept = self._kept()
             output = self.table * (self.width + 4) + 3 * _LOGITS
             gradients = 0 if self.config.model.lora else (self.weights / self.fsdp) * self.width
-            return kept + 2 * self._layer(self.tokens) + output + gradients
+            # Logits come before the first layer's backward pass: the two are not held at once.
+            return kept + gradients + max(2 * (self._layer(self.tokens) + 2 * self._gathered()), output)
         if name == "decode":
             own = self.programs.slots / self.programs.learner.ways
-            return 4 * own * decoder.vocab_size * 3 / self.tensor + self._layer(own)
+            return 4 * own * decoder.vocab_size + self._layer(own)
         if name == "prefill":
             return self._layer(1024)
         return 0.0
 
     def _layer(self, tokens: float) -> float:
-        """Activations of one layer, and its gathered weights, with the next one's."""
+        """Activations of one layer."""
         decoder = self.decoder
         heads = (2 * decoder.num_heads + 2 * decoder.num_kv_heads) * decoder.head_dim / self.tensor
         each = 3 * decoder.hidden_size + heads + 3 * decoder.intermediate_size / self.tensor
-        gathered = 2 * layer_weights(decoder) / self.tensor if self.fsdp > 1 else 0
         scores = 0.0
         if self.programs.learner.options.attention == "xla" and tokens == self.tokens:
             scores = 2 * 4 * self.rows * decoder.num_heads / self.tensor * self.time**2
-        return self.width * (tokens * each + gathered) + scores
+        return self.width * tokens * each + scores
+
+    def _gathered(self) -> float:
+        """One layer's weights, whole over fsdp."""
+        return self.width * layer_weights(self.decoder) / self.tensor if self.fsdp > 1 else 0.0
 
     def _kept(self) -> float:
         """What waits for the backward pass."""
