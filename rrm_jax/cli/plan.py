@@ -59,6 +59,8 @@ def command(
       rrm plan rrm_32b.yaml --model 32b --topology h100:32 --analytic
       rrm plan rrm_32b.yaml --model 32b --topology v6e:8x8 --search
     """
+    import jax
+
     from rrm_jax.cli.loading import warn
     from rrm_jax.config import load_config
     from rrm_jax.planning import report
@@ -68,6 +70,8 @@ def command(
     from rrm_jax.planning.topology import topology as described
     from rrm_jax.training.config import TrainConfig
 
+    # Compilers of devices that are not here cannot read their programs back, and how long they take is reported.
+    jax.config.update("jax_enable_compilation_cache", False)
     resolved = load_config(TrainConfig, config, overrides or [])
     assumed = Assumptions(prompt_tokens, new_tokens, efficiency)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rrm_jax.errors import RrmError
@@ -46,7 +47,12 @@ def make_mesh(shape: MeshShape = MeshShape(), devices: Any = None) -> Mesh:
     """A `data × fsdp × tensor` mesh over `devices` (default: all). Raises MeshError with the device count."""
     devices = list(jax.devices() if devices is None else devices)
     sizes = mesh_sizes(shape, len(devices))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    types = (AxisType.Auto,) * 3
+    try:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    except NotImplementedError:  # sizes that are no products of a TPU slice's dimensions, 8 × 2 of 4 × 4: one is split
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(grid, AXES, axis_types=types)
 
 
 def mesh_sizes(shape: MeshShape, devices: int) -> tuple[int, int, int]:

@@ -237,6 +237,9 @@ def test_with_libtpu_the_compiler_says_it():
         from rrm_jax.planning.plan import plan
         from rrm_jax.planning.topology import topology
         from rrm_jax.training.config import TrainConfig
+        from rrm_jax.parallel.mesh import MeshShape, make_mesh
+        # 8 × 2 of 4 × 4 chips: a dimension of the slice is split between two axes.
+        assert dict(make_mesh(MeshShape(1, -1, 2), topology("v6e:4x4").devices).shape)["fsdp"] == 8
         decoder = dataclasses.replace(PAPER_MODELS["7b"], num_layers=2)
         config = load_config(TrainConfig, "rrm_7b.yaml", ["mesh.tensor=2", "rollout.batch_size=32"])
         made = plan(config, decoder, topology("v5p:2x2x1"), only=("log-probs", "apply"))
