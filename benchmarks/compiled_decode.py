@@ -26,24 +26,7 @@ from optimised_program import MIB, collectives, inner_loops, same_array, writes 
 
 _GIB = 1 << 30
 _TPUS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
-# From the data sheet and the CUDA programming guide's table for compute capability 9.0.
-_H200 = """
-gpu_device_info {
-  name: "NVIDIA H200"  device_vendor: "NVIDIA Corporation"
-  cuda_compute_capability { major: 9  minor: 0  feature_extension: ACCELERATED_FEATURES }
-  core_count: 132  fpus_per_core: 128  clock_rate_ghz: 1.98
-  device_memory_size: 151397597184  memory_bandwidth: 4800000000000  l2_cache_size: 52428800
-  pcie_bandwidth: 64000000000  device_address_bits: 64
-  threads_per_warp: 32  threads_per_block_limit: 1024  threads_per_core_limit: 2048
-  thread_dim_limit_x: 1024  thread_dim_limit_y: 1024  thread_dim_limit_z: 64
-  block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
-  shared_memory_per_block: 49152  shared_memory_per_core: 233472  shared_memory_per_block_optin: 232448
-  registers_per_core_limit: 65536  registers_per_block_limit: 65536
-  driver_version: "13.0.0"  runtime_version: "13.0.0"  compile_time_toolkit_version: "13.0.0"  dnn_version: "9.10.0"
-}
-platform_name: "CUDA"  device_description_str: "NVIDIA H200"
-dnn_version_info { major: 9  minor: 10  patch: 0 }
-"""
+_TOPOLOGIES = _TPUS | {"h200": "h200:4"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +53,13 @@ CASES = {
 
 
 def devices(target: str) -> list:
-    from jax.experimental import topologies
+    """Compile-only. Raises RrmError where there is no compiler for them."""
+    from rrm_jax.planning.plan import require_compiler
+    from rrm_jax.planning.topology import topology
 
-    if target in _TPUS:
-        return list(topologies.get_topology_desc(topology_name=_TPUS[target], platform="tpu").devices)
-    described = topologies.get_topology_desc(platform="cuda", target_config=_H200, topology="1x1x4")
-    return list(described.devices)
+    described = topology(_TOPOLOGIES[target])
+    require_compiler(described)
+    return described.devices
 
 
 def lowered(case: Case, layers: int, target: str):
@@ -83,16 +67,13 @@ def lowered(case: Case, layers: int, target: str):
     import jax
     import jax.numpy as jnp
 
-    from rrm_jax.models.config import DecoderConfig
     from rrm_jax.models.decoder import Options
+    from rrm_jax.models.presets import PAPER_MODELS
     from rrm_jax.parallel.mesh import MeshShape, make_mesh, partition_spec, replicated
     from rrm_jax.sampling.block import decode_block
     from rrm_jax.sampling.lookup import PromptLookup
 
-    config = DecoderConfig(
-        vocab_size=152_064, hidden_size=3584, num_layers=layers, num_heads=28, num_kv_heads=4, head_dim=128,
-        intermediate_size=18_944, max_positions=131_072,
-    )  # fmt: skip
+    config = dataclasses.replace(PAPER_MODELS["7b"], num_layers=layers)
     chips = devices(target)
     data, tensor = case.mesh or (1, 1)
     mesh = make_mesh(MeshShape(data, 1, tensor), chips[: data * tensor])
@@ -219,15 +200,12 @@ def row(name: str, layers: int, target: str, show: bool) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", choices=[*_TPUS, "h200"])
+    parser.add_argument("target", choices=list(_TOPOLOGIES))
     parser.add_argument("--case", choices=list(CASES), action="append", help="default: all")
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--list", action="store_true", help="show everything that is written")
     asked: Any = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
-    if asked.target in _TPUS:  # libtpu looks for a TPU and for its metadata server otherwise
-        os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost"}
-        os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     check_the_reader(asked.target)
     names = asked.case or list(CASES)
     print("| | layers | arguments GiB | aliased GiB | temporaries GiB | cache and weight copies "

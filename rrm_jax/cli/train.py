@@ -40,7 +40,7 @@ def command(
     \b
     Example:
       rrm train grpo_tiny.yaml model.path=MODEL data.train=pairs.jsonl output=runs/tiny steps=5
-      rrm train grpo_tiny.yaml … output=runs/traced --profile steps=2:3
+      rrm train grpo_tiny.yaml model.path=MODEL data.train=pairs.jsonl output=runs/traced --profile steps=2:3
     """
     import sys
     from pathlib import Path

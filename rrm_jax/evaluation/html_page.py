@@ -50,10 +50,12 @@ def table(rows: Sequence[Sequence[str]], left: int = 1, title: str | None = None
 
 
 def listed(lines: Sequence[str], width: int = 2000) -> str:
+    """A list, each line cut to `width` columns."""
     return "<ul>" + "".join(f"<li>{safe(line, width)}</li>" for line in lines) + "</ul>"
 
 
 def picture(png: bytes, words: str) -> str:
+    """A PNG within the page; `words` stand for it where it cannot be seen."""
     return f'<img alt="{safe(words, 300)}" src="data:image/png;base64,{base64.b64encode(png).decode("ascii")}"/>'
 
 

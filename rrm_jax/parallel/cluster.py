@@ -19,6 +19,8 @@ _OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LO
 
 @dataclasses.dataclass(frozen=True)
 class Job:
+    """The processes that are one job, and by whom it is known."""
+
     told_by: str
     processes: int
     arguments: dict[str, Any]

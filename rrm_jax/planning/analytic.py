@@ -16,6 +16,7 @@ from rrm_jax.planning.collectives import Exchange
 from rrm_jax.planning.memory import Footprint
 from rrm_jax.planning.programs import BLOCK, Program, RunPrograms, device_bytes
 from rrm_jax.planning.topology import Topology
+from rrm_jax.sampling.call import PREFILL_TOKENS
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.throughput import layer_weights
 
@@ -73,7 +74,7 @@ class _Model:
             own = self.programs.slots / self.programs.learner.ways
             return 4 * own * decoder.vocab_size + self._layer(own)
         if name == "prefill":
-            return self._layer(1024)
+            return self._layer(PREFILL_TOKENS)
         return 0.0
 
     def _layer(self, tokens: float) -> float:
@@ -112,7 +113,9 @@ class _Model:
             gradient = whole / self.fsdp
             yield Exchange("all-reduce", "data", 7 * layers, 2 * gradient * (self.data - 1) / self.data)
         if self.tensor > 1:
-            tokens = {"log-probs": self.tokens, "forward and backward": self.tokens, "prefill": 1024}.get(name, 0)
+            tokens = {"log-probs": self.tokens, "forward and backward": self.tokens, "prefill": PREFILL_TOKENS}.get(
+                name, 0
+            )
             times = 6 if name == "forward and backward" else 2
             if name == "decode":
                 tokens, times = self.programs.slots / self.programs.learner.ways, 2 * BLOCK

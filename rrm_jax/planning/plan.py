@@ -97,6 +97,7 @@ def require_compiler(topology: Topology) -> None:
 def assemble(
     programs: RunPrograms, topology: Topology, footprints: tuple[Footprint, ...], assumed: Assumptions, how: str
 ) -> Plan:
+    """A plan out of what the programs hold; `how` says who says so. Raises RrmError for tokens that do not fit."""
     config = programs.config
     prompt = assumed.prompt_tokens or config.judge.max_prompt_tokens
     new = assumed.new_tokens or config.rollout.max_new_tokens
@@ -117,4 +118,5 @@ def assemble(
 
 
 def rows_per_device(plan: Plan) -> int:
+    """Of the micro-batch that is planned."""
     return plan.micro_batch[0] // math.prod(plan.mesh[axis] for axis in ("data", "fsdp"))

@@ -20,15 +20,13 @@ from rrm_jax.parallel.mesh import batch_sharding, platform_of
 from rrm_jax.rl.losses import PolicyBatch
 from rrm_jax.sampling import call, control, engine
 from rrm_jax.sampling.block import Start, Table
-from rrm_jax.sampling.schedule import attended, bucket
+from rrm_jax.sampling.sampler import BLOCK
+from rrm_jax.sampling.schedule import LARGEST_CHUNK, attended, bucket
 from rrm_jax.training import grpo, supervised
 from rrm_jax.training.batches import Example, MicroBatch
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.learner_programs import LearnerPrograms
 from rrm_jax.training.optimizer import abstract_opt_state
-
-BLOCK = 64  # decode steps of a block, the sampler's default
-_PREFILL_CHUNK = 512  # tokens of a prompt that are computed at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +160,7 @@ class RunPrograms:
     def _chunk(self) -> tuple[tuple[Any, ...], int]:
         """The last chunk of the longest prompts: arguments of `engine.prefill`, and its `limit`."""
         longest, ways = self.config.judge.max_prompt_tokens, self.learner.ways
-        columns = min(_PREFILL_CHUNK, bucket(longest, 32))
+        columns = min(LARGEST_CHUNK, bucket(longest, 32))
         each = min(max(1, call.PREFILL_TOKENS // columns), max(1, self.prompts // ways))
         each = 2 ** int(math.log2(each))
         limit = attended(longest) if longest > columns else 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from rrm_jax.evaluation.ranking_report import table
 from rrm_jax.planning.memory import CACHES, Footprint
 from rrm_jax.planning.plan import Plan, rows_per_device
 
@@ -33,6 +34,7 @@ def lines(plan: Plan) -> Iterator[str]:
 
 
 def heading(plan: Plan) -> Iterator[str]:
+    """What is planned, on what, and who says it."""
     mesh = " × ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     rows, time = plan.micro_batch
     yield (
@@ -46,6 +48,7 @@ def heading(plan: Plan) -> Iterator[str]:
 
 
 def memory_rows(plan: Plan) -> Rows:
+    """GiB that a device holds while each program runs, the heading first."""
     rows = [["program", *_COLUMNS, "together", "of usable", "compiled in s"]]
     for one in plan.footprints:
         cells = [_gib(sum(one.holds.get(name, 0) for name in names)) for names in _COLUMNS.values()]
@@ -55,6 +58,7 @@ def memory_rows(plan: Plan) -> Rows:
 
 
 def exchange_rows(plan: Plan) -> Rows:
+    """What a device sends in one run of each program, in MiB; the heading first."""
     rows = [["program", "kind", "along", "count", "MiB sent by a device"]]
     for one in plan.footprints:
         for exchange in one.exchanges:
@@ -65,6 +69,7 @@ def exchange_rows(plan: Plan) -> Rows:
 
 
 def time_lines(plan: Plan) -> Iterator[str]:
+    """Seconds of each program in a step, and of the step."""
     time = plan.time
     yield f"Seconds in one step, at {time.efficiency:.0%} of the roofline; by each limit alone, at all of it"
     yield ""
@@ -85,6 +90,7 @@ def time_lines(plan: Plan) -> Iterator[str]:
 
 
 def verdict(plan: Plan) -> Iterator[str]:
+    """Whether it fits; where it does not, what would change that, the most first."""
     peak, usable = plan.peak, plan.topology.usable
     for one in plan.footprints:
         if one.failed:
@@ -113,7 +119,7 @@ def changes(plan: Plan, peak: Footprint) -> Iterator[tuple[int, str]]:
     weights, caches = holds.get("sampler's weights", 0), sum(holds.get(name, 0) for name in CACHES)
     if weights and plan.decoder.num_kv_heads % (2 * mesh["tensor"]) == 0 and mesh["fsdp"] % 2 == 0:
         yield weights // 2, f"mesh.tensor={2 * mesh['tensor']} (the sampler's weights are split by tensor alone)"
-    if caches and rows_can_halve(plan):
+    if caches and _rows_can_halve(plan):
         yield caches // 2, f"rollout.batch_size={plan.slots // 2} (fewer rows at a time)"
     if "temporaries" in holds and peak.name in ("forward and backward", "log-probs"):
         if config.model.remat != "full" and peak.name == "forward and backward":
@@ -125,19 +131,9 @@ def changes(plan: Plan, peak: Footprint) -> Iterator[tuple[int, str]]:
     yield spread // 2, f"twice as many devices on fsdp ({2 * mesh['fsdp']})"
 
 
-def rows_can_halve(plan: Plan) -> bool:
+def _rows_can_halve(plan: Plan) -> bool:
     ways = plan.mesh["data"] * plan.mesh["fsdp"]
     return plan.slots % (2 * ways) == 0
-
-
-def table(rows: Rows) -> Iterator[str]:
-    """Markdown, columns of equal width."""
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    for number, row in enumerate(rows):
-        cells = [cell.ljust(widths[at]) if at == 0 else cell.rjust(widths[at]) for at, cell in enumerate(row)]
-        yield "| " + " | ".join(cells) + " |"
-        if number == 0:
-            yield "|" + "|".join("-" * (width + 2) for width in widths) + "|"
 
 
 def _gib(size: float) -> str:

@@ -57,7 +57,7 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class StepTime:
-    """`tokens` that a step's update goes over once, `update_flops` and `step_flops` of the model's own arithmetic."""
+    """`tokens` that a step's update goes over once, and `update_flops` of the model's own arithmetic."""
 
     phases: tuple[Phase, ...]
     efficiency: float

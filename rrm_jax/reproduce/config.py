@@ -35,6 +35,8 @@ class Assumed(Config):
 
 
 class ReproduceConfig(Config):
+    """A scale: who is studied how, and where it goes."""
+
     output: str
     """Directory for the report, and of each seed for its studies."""
     title: str

@@ -107,10 +107,12 @@ def rows(plan: Plan) -> list[list[str]]:
 
 
 def study_rows(plan: Plan) -> list[list[str]]:
+    """By study, the heading first."""
     return [["study", "votes it draws"], *([name, f"{votes:,}"] for name, votes in plan.new.items())]
 
 
 def remarks(plan: Plan, assumed: Assumed) -> list[str]:
+    """What the numbers rest on, and what is not in them."""
     lines = [
         f"{plan.seeds} seed(s), on {plan.accelerator.name}; an estimate by a roofline from data sheets, not a "
         "measurement.",

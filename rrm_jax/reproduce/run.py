@@ -12,6 +12,7 @@ from rrm_jax.provenance import pinned
 from rrm_jax.quickstart.run import RUNS, Sizes, prepare, train_run
 from rrm_jax.reproduce.config import ReproduceConfig, studies_of
 from rrm_jax.studies.common import OpenJudge
+from rrm_jax.studies.config import StudyConfig
 from rrm_jax.studies.pooling import pool
 from rrm_jax.studies.report import Report, write_report
 from rrm_jax.studies.run import STUDIES, Ran, facts_of, run_study
@@ -33,6 +34,8 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Reproduced:
+    """Every study, in the report's order; `seconds` by step, of this call; malformed rows that were passed over."""
+
     sections: tuple[Section, ...]
     seconds: dict[str, float]
     skipped: int
@@ -67,6 +70,7 @@ def reproduce(
 
     ran: dict[str, dict[int, Ran]] = {name: {} for name in config.studies}
     missing: dict[str, dict[int, str]] = {name: {} for name in config.studies}
+    studies: dict[str, StudyConfig] = {}
     # Every step is pinned by itself: seeds and studies can be added later.
     with pinned(output / "run.json", config=config.model_dump(), seed=None, inputs={}, anew=True):
         for seed in config.seeds:
@@ -76,23 +80,26 @@ def reproduce(
                 for name in TRAINED:
                     with step(f"seed {seed}: train {name}"):
                         train_run(judges, name, seed, report)
-            for name, study in studies_of(config, seed).items():
+            studies = studies_of(config, seed)
+            for name, study in studies.items():
                 with step(f"seed {seed}: {name}"):
                     try:
                         ran[name][seed] = run_study(name, study, open_judge, report, advance)
                     except RrmError as error:
                         missing[name][seed] = str(error)
                         report(f"{name} was not run: {error}")
-        sections = [_section(config, name, ran[name], missing[name]) for name in config.studies]
+        # The studies of any seed tell alike: seeds and directories are all that they differ by.
+        sections = [_section(config, name, study, ran[name], missing[name]) for name, study in studies.items()]
     return Reproduced(tuple(sections), seconds, sum(one.skipped for of in ran.values() for one in of.values()))
 
 
-def _section(config: ReproduceConfig, name: str, ran: dict[int, Ran], missing: dict[int, str]) -> Section:
+def _section(
+    config: ReproduceConfig, name: str, study: StudyConfig, ran: dict[int, Ran], missing: dict[int, str]
+) -> Section:
     """Pools a study's seeds, and writes its table, figure and data."""
     seeds = tuple(ran)
     if not seeds:
         return Section(name, None, (), missing)
-    study = studies_of(config, seeds[0])[name]
     found: Any = pool([one.found for one in ran.values()])
     report = STUDIES[name].report(study, found, seeds)
     output = Path(config.output) / name

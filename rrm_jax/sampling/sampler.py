@@ -17,6 +17,9 @@ from rrm_jax.sampling.lookup import PromptLookup
 from rrm_jax.sampling.protocol import Completion, Request
 from rrm_jax.sampling.stats import Stats
 
+BLOCK = 64
+"""Decode steps that are run without looking at the host, unless told otherwise."""
+
 Progress = Callable[[Stats], None]
 
 
@@ -60,7 +63,7 @@ class Sampler:
         mesh: Mesh | None = None,
         batch_size: int = 32,
         *,
-        block: int = 64,
+        block: int = BLOCK,
         cache_dtype: Any = None,
         weight_dtype: Any = None,
         lookup: PromptLookup | None = None,

@@ -17,6 +17,8 @@ from rrm_jax.sampling.protocol import Request
 Key = tuple[int, ...]
 
 _CHUNKS = (32, 64, 128, 256, 512)
+LARGEST_CHUNK = _CHUNKS[-1]
+"""Tokens of a prompt that are computed at a time, at most."""
 _LEAST_SHARED = 16  # a shorter common head costs more to look after than to compute
 _LOOKED_AT = 64  # prompts in the queue, when one is chosen
 

@@ -37,6 +37,7 @@ from rrm_jax.studies.report import (
     percent,
     points,
     spread,
+    told,
 )
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def _says(config: BenchmarksConfig, found: Found) -> list[Claim]:
         if one.judge == config.baseline:
             continue
         if one.against is None or config.baseline is None:
-            says.append(Claim("", None, f"{one.benchmark}: {one.judge} reaches {mine}."))
+            says.append(told(f"{one.benchmark}: {one.judge} reaches {mine}."))
             continue
         theirs = percent(firsts[one.benchmark, config.baseline])
         says.append(

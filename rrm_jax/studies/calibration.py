@@ -12,7 +12,7 @@ from rrm_jax.judging.judge import Judgment
 from rrm_jax.studies.common import Counts, Session, counts_of
 from rrm_jax.studies.config import CalibrationConfig
 from rrm_jax.studies.pooling import Total
-from rrm_jax.studies.report import COLOURS, MARKERS, Claim, Report, Table, brackets, finish, percent, spread
+from rrm_jax.studies.report import COLOURS, MARKERS, Claim, Report, Table, brackets, finish, percent, spread, told
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -154,9 +154,7 @@ def report(config: CalibrationConfig, of: Found, seeds: Sequence[int]) -> Report
 
 def _says(found: Sequence[Reliability]) -> list[Claim]:
     return [
-        Claim(
-            "",
-            None,
+        told(
             f"{one.judge} by {one.measure}: {100 * one.sure:.1f} % sure and {100 * one.right.estimate:.1f} % right on "
             f"average, {'surer than it is right' if one.sure > one.right.estimate else 'less sure than it is right'}; "
             f"calibration error {percent(one.error)}.",

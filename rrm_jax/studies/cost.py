@@ -10,7 +10,7 @@ from rrm_jax.studies.best_of import Bounds, Way, bounds, parse_correct, play, wa
 from rrm_jax.studies.common import Session
 from rrm_jax.studies.config import CostConfig
 from rrm_jax.studies.pooling import Total
-from rrm_jax.studies.report import COLOURS, MARKERS, Claim, Report, Table, brackets, finish, percent, spread
+from rrm_jax.studies.report import COLOURS, MARKERS, Claim, Report, Table, brackets, finish, percent, spread, told
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,7 +101,7 @@ def _says(settings: Sequence[Setting]) -> list[Claim]:
             f"vote(s), budget {_name(one.budget)})"
             for one in mine
         )
-        says.append(Claim("", None, f"{judge}: the most accurate for what they cost: {steps}."))
+        says.append(told(f"{judge}: the most accurate for what they cost: {steps}."))
     return says
 
 

@@ -15,7 +15,7 @@ from rrm_jax.studies.best_of import parse_correct
 from rrm_jax.studies.common import Session
 from rrm_jax.studies.config import GamesConfig, IntransitivityConfig
 from rrm_jax.studies.pooling import Total
-from rrm_jax.studies.report import COLOURS, Claim, Report, Table, brackets, finish, percent, spread
+from rrm_jax.studies.report import COLOURS, Claim, Report, Table, brackets, finish, percent, spread, told
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -201,7 +201,7 @@ def _says(found: Sequence[Cycles]) -> list[Claim]:
                         f" On the {picks.queries} queries {words} the most points (Elo) pick rightly "
                         f"{percent(picks.points)}, a knockout {percent(picks.knockout)}."
                     )
-        says.append(Claim("", None, text))
+        says.append(told(text))
     return says
 
 

@@ -13,7 +13,7 @@ from rrm_jax.studies.common import Session
 from rrm_jax.studies.config import PatternsConfig
 from rrm_jax.studies.diversity import Diversity, Unit, diversity
 from rrm_jax.studies.pooling import Total
-from rrm_jax.studies.report import COLOURS, Claim, Report, Table, brackets, finish, percent, spread
+from rrm_jax.studies.report import COLOURS, Claim, Report, Table, brackets, finish, percent, spread, told
 from rrm_jax.studies.trace_files import Trace, read_traces
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _says(sources: Sequence[Source]) -> list[Claim]:
             f"{source.name}: {source.tokens.estimate:.1f} tokens a trace; traces with words of {shares}; mean distance "
             f"{source.diversity.distance:.2f}, in {source.diversity.clusters:.0f} clusters."
         )
-    return [Claim("", None, text) for text in says]
+    return [told(text) for text in says]
 
 
 def _keywords(sources: Sequence[Source]) -> Table:

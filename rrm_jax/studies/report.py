@@ -72,6 +72,7 @@ def write_report(report: Report, output: Path, facts: Mapping[str, Any]) -> str:
 
 
 def markdown(report: Report, facts: Mapping[str, Any]) -> str:
+    """All of a report but its figure; `facts` has the seeds and the command."""
     lines = [f"# {report.title}", "", report.question, ""]
     for one in report.tables:
         lines += [f"**{one.title}**", "", *table(one.rows, one.left), ""]
@@ -96,7 +97,13 @@ def claim(statement: str, difference: Interval, evidence: str) -> Claim:
     return Claim(statement, outcome, evidence)
 
 
+def told(evidence: str) -> Claim:
+    """What was found, where there is nothing to be decided."""
+    return Claim("", None, evidence)
+
+
 def seeds_of(seeds: Sequence[int]) -> str:
+    """ "Seed 0", or "Seeds 0, 1, 2"."""
     return f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
@@ -121,6 +128,7 @@ def tested(seeds: Sequence[int], over: str) -> str:
 
 
 def command_line() -> str:
+    """The command that runs, as a shell reads it."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
@@ -156,6 +164,7 @@ def points(difference: Interval) -> str:
 
 
 def p_value(p: float) -> str:
+    """As tables show it."""
     return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}" if p > 0 else "< 1e-300"
 
 

@@ -100,4 +100,5 @@ class Ran(NamedTuple):
 
 
 def facts_of(name: str, seeds: Sequence[int], config: configs.StudyConfig) -> dict[str, Any]:
+    """What comes first in data.json."""
     return {"study": name, "command": command_line(), "seeds": list(seeds), "resamples": config.resamples}

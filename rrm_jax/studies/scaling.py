@@ -28,6 +28,7 @@ from rrm_jax.studies.report import (
     points,
     spread,
     tested,
+    told,
 )
 from rrm_jax.studies.voting import first, voting_credits
 
@@ -187,9 +188,7 @@ def _between(judge: str, knockout: Way, elo: Way, sparse: Sequence[Way]) -> Clai
         + ("" if way.against is None else f", {points(way.against.difference)} points from Elo's")
         for way in shown
     )
-    return Claim(
-        "",
-        None,
+    return told(
         f"{judge}: of the {len(sparse)} sparse strategies that cost less than Elo, {len(within)} in accuracy between a "
         f"knockout and Elo, {sum(way.accuracy.estimate > high for way in sparse)} above, "
         f"{sum(way.accuracy.estimate < low for way in sparse)} below. The best: {evidence}.",
