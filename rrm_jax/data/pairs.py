@@ -1,4 +1,4 @@
-"""Labelled pairs to train on, by number, from a JSONL file or a prepared data set; texts stay on the disk."""
+"""Rows to train on, by number, from a JSONL file or a prepared data set; texts stay on the disk."""
 
 import array
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 from rrm_jax.data.jsonl import Reader, decode_row
 from rrm_jax.data.prepared import FACTS, Prepared, is_prepared
-from rrm_jax.data.records import Pair, parse_labelled_pair
+from rrm_jax.data.records import Pair, Question, parse_labelled_pair, parse_question
 from rrm_jax.errors import RrmError
 
 
@@ -19,19 +19,35 @@ def open_pairs(path: Path, report: Callable[[str], None], limit: int | None = No
     bytes a row are kept. Raises RrmError for what is neither kind of data, and for prepared data other than pairs, or
     without labels.
     """
-    path = Path(path)
-    if path.is_dir() and not is_prepared(path):
-        raise RrmError(
-            f"{path} is neither a JSONL file nor a prepared data set (it has no {FACTS}); see rrm data prepare"
-        )
-    if not path.is_dir():
-        return JsonlPairs(path, report, limit)
-    prepared = Prepared(path)
-    if prepared.kind != "pairs":
-        raise RrmError(f"{path} holds {prepared.kind}, not pairs" + _HOW.get(prepared.kind, ""))
+    prepared = _prepared(Path(path), "pairs")
+    if prepared is None:
+        return JsonlRows(path, parse_labelled_pair, report, limit)
     if prepared.unlabelled:
         raise RrmError(f"{prepared.unlabelled} of {len(prepared)} pairs of {path} have no label; see rrm data label")
     return prepared if limit is None else First(prepared, limit)
+
+
+def open_questions(path: Path, report: Callable[[str], None], limit: int | None = None) -> Sequence[Question]:
+    """The first `limit` questions (None: all), as `open_pairs` opens pairs."""
+    prepared = _prepared(Path(path), "questions")
+    if prepared is None:
+        return JsonlRows(path, parse_question, report, limit)
+    return prepared if limit is None else First(prepared, limit)
+
+
+def _prepared(path: Path, kind: str) -> Prepared | None:
+    """None: a file. Raises RrmError for prepared data of another kind."""
+    if not path.is_dir():
+        return None
+    if not is_prepared(path):
+        raise RrmError(
+            f"{path} is neither a JSONL file nor a prepared data set (it has no {FACTS}); see rrm data prepare"
+        )
+    prepared = Prepared(path)
+    if prepared.kind != kind:
+        how = _HOW.get(prepared.kind, "") if kind == "pairs" else ""
+        raise RrmError(f"{path} holds {prepared.kind}, not {kind}{how}")
+    return prepared
 
 
 _HOW = {
@@ -40,14 +56,20 @@ _HOW = {
 }
 
 
-class JsonlPairs(Sequence):
+class JsonlRows(Sequence):
     """Rows of a JSONL file that is not to be changed meanwhile: its size and time are looked at when it is read."""
 
-    def __init__(self, path: Path, report: Callable[[str], None], limit: int | None = None):
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: Path,
+        parse: Callable[[dict[str, Any]], Any],
+        report: Callable[[str], None],
+        limit: int | None = None,
+    ):
+        self.path, self._parse = Path(path), parse
         self._offsets = array.array("Q")
         self._file: int | None = None
-        reader = Reader(self.path, parse_labelled_pair, report=report)
+        reader = Reader(self.path, parse, report=report)
         for _ in reader:
             self._offsets.append(reader.offset)
             if len(self._offsets) == limit:
@@ -70,7 +92,7 @@ class JsonlPairs(Sequence):
                 if self._look() != self._state:
                     raise RrmError(f"{self.path} was changed while it is trained on; put it back and go on")
                 self._file = os.open(self.path, os.O_RDONLY)
-            return parse_labelled_pair(decode_row(_line(self._file, offset)))
+            return self._parse(decode_row(_line(self._file, offset)))
         except OSError as error:
             raise RrmError(f"cannot read {self.path}: {error.strerror or error}") from None
 

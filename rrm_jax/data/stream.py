@@ -39,14 +39,14 @@ class Stream[T]:
 
 
 class Part(NamedTuple):
-    """Pairs of one source, and how often it is drawn from, relative to the others."""
+    """Rows of one source, and how often it is drawn from, relative to the others."""
 
-    rows: Sequence[Pair]
+    rows: Sequence[Any]
     weight: float = 1.0
 
 
 class Place(NamedTuple):
-    """Which row of which part, in which of that part's epochs, and whether its responses change places."""
+    """Which row of which part, in which of that part's epochs, and whether a pair's responses change places."""
 
     part: int
     row: int
@@ -54,23 +54,22 @@ class Place(NamedTuple):
     turned: bool
 
 
-class PairStream:
-    """Endless pairs of one source, or of several by weight, whose responses are put in a random order, the label with
-    them, anew in each epoch (docs/method.md).
+class RowStream:
+    """Endless rows of one source, or of several by weight, in an order that is drawn anew in each epoch.
 
     In any stretch each part comes as often as its weight says, give or take one; each part's epochs are permutations of
-    its own. `stream[i]` depends on (seed, i) and the parts alone; a pair's order on (seed, epoch, id), and with several
-    parts on which of them it is in. Raises RrmError for no parts, one without pairs, and weights that are not above 0.
+    its own. `stream[i]` depends on (seed, i) and the parts alone. Raises RrmError for no parts, one without rows, and
+    weights that are not above 0.
     """
 
-    def __init__(self, parts: Sequence[Pair] | Sequence[Part], seed: int):
+    def __init__(self, parts: Sequence[Any] | Sequence[Part], seed: int):
         mixed = len(parts) > 0 and isinstance(parts[0], Part)
         sources: list[Part] = [*parts] if mixed else [Part(parts)]  # type: ignore[list-item, arg-type]
         for number, part in enumerate(sources):
             if not part.weight > 0 or part.weight == float("inf"):
                 raise RrmError(f"part {number} of the mix has weight {part.weight}; weights are above 0")
             if not len(part.rows):
-                raise RrmError(f"part {number} of the mix has no pairs")
+                raise RrmError(f"part {number} of the mix has no rows")
         self._parts, self._seed = sources, seed
         self._order = _mixed(sources, seed)
 
@@ -83,16 +82,25 @@ class PairStream:
         source = (part,) if len(self._parts) > 1 else ()
         return Place(part, row, epoch, coin("order", self._seed, epoch, *source, self._parts[part].rows[row].id))
 
-    def at(self, place: Place) -> Pair:
-        """The pair of this place, in the order in which it is shown."""
-        pair = self._parts[place.part].rows[place.row]
-        return swap(pair) if place.turned else pair
+    def at(self, place: Place) -> Any:
+        """The row of this place."""
+        return self._parts[place.part].rows[place.row]
 
-    def __getitem__(self, index: int) -> Pair:
+    def __getitem__(self, index: int) -> Any:
         return self.at(self.place(index))
 
-    def batch(self, start: int, count: int) -> list[Pair]:
+    def batch(self, start: int, count: int) -> list[Any]:
         return [self[index] for index in range(start, start + count)]
+
+
+class PairStream(RowStream):
+    """A `RowStream` of pairs whose responses are put in a random order, the label with them, anew in each epoch
+    (docs/method.md). A pair's order depends on (seed, epoch, id), and with several parts on which of them it is in."""
+
+    def at(self, place: Place) -> Pair:
+        """The pair of this place, in the order in which it is shown."""
+        pair = super().at(place)
+        return swap(pair) if place.turned else pair
 
 
 def _endless(count: int, seed: int) -> Any:

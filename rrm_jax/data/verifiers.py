@@ -52,6 +52,14 @@ def verify_exact(response: str, answer: str) -> Outcome:
     return Outcome.of(canonical(given).casefold() == canonical(answer).casefold())
 
 
+def verify_whole(response: str, answer: str) -> Outcome:
+    """The response is nothing but the answer, in `canonical` form, whatever the case."""
+    given = strip_thinking(response).strip()
+    if not given or len(given) > LONGEST_ANSWER:
+        return Outcome.WRONG if given else Outcome.NO_ANSWER
+    return Outcome.of(canonical(given).casefold() == canonical(answer).casefold())
+
+
 def verify_choice(response: str, answer: str) -> Outcome:
     """The same letter: `C`, `(c)`, `C. because`, `\\text{(C)}`, `option C`; the response's last line may be just that.
 
@@ -124,6 +132,7 @@ VERIFIERS: dict[str, Verifier] = {
     "exact": verify_exact,
     "math": verify_math,
     "numeric": numeric(),
+    "whole": verify_whole,
 }
 
 

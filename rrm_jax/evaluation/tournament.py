@@ -4,13 +4,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rrm_jax.data.records import Candidates, Pair
-from rrm_jax.judging.judge import Judge, Judgment
+from rrm_jax.judging.judge import JudgesPairs, Judgment
 from rrm_jax.judging.store import VoteLog
 from rrm_jax.ranking.protocol import Comparison, Item, Outcome, Result
 
 
 def rank(
-    judge: Judge,
+    judge: JudgesPairs,
     query: str,
     candidates: Sequence[str],
     strategy: str = "swiss",
@@ -39,7 +39,7 @@ def rank(
 
 
 def comparer(
-    judge: Judge, log: VoteLog | None, rows: Mapping[str, Candidates], judged: Callable[[], None] = lambda: None
+    judge: JudgesPairs, log: VoteLog | None, rows: Mapping[str, Candidates], judged: Callable[[], None] = lambda: None
 ) -> Callable[[list[Comparison]], list[Outcome]]:
     """`run_tournaments`'s compare function; `judged` is called for each comparison.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from rrm_jax.data.answers import strip_thinking
 from rrm_jax.data.records import Candidates
 from rrm_jax.evaluation.tournament import comparer
-from rrm_jax.judging.judge import Judge
+from rrm_jax.judging.judge import JudgesPairs
 from rrm_jax.judging.store import VoteLog, digest
 from rrm_jax.ranking.entry import Entry, parse_entry
 from rrm_jax.ranking.protocol import Item, Match
@@ -44,7 +44,7 @@ def elo_reward(rating: float) -> float:
 
 
 def tournament_rewards(
-    judge: Judge,
+    judge: JudgesPairs,
     groups: Sequence[Candidates],
     *,
     strategy: str = PAPER,

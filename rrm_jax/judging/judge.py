@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from rrm_jax.data.answers import strip_thinking
 from rrm_jax.data.records import Pair
@@ -88,6 +88,14 @@ def _settings(decoding: Decoding) -> dict[str, Any]:
     return settings | ({"min_p": min_p} if min_p else {}) | ({"forcing": rules} if rules else {})
 
 
+class JudgesPairs(Protocol):
+    """What a `Judge` does, for those that only need this."""
+
+    def judge(
+        self, pairs: Iterable[Pair], log: VoteLog | None = None, *, meeting: Callable[[Pair], int] = lambda pair: 0
+    ) -> Iterator[Judgment]: ...
+
+
 class Judge:
     """Judges pairs with `votes` samples each, streaming: pairs are read as the generator asks for requests.
 
@@ -99,6 +107,8 @@ class Judge:
     `thinking_budget`: after so many tokens without an end of thinking, thinking is closed and the verdict asked for
     greedily. `constrain_verdict`: after thinking only the two verdicts are possible, and each vote has the model's
     probability. See `forcing`; `decoding.max_new_tokens` must have room for all that.
+
+    `arguments` are what it was made with, its generator apart.
 
     A vote's randomness and its key in a vote log depend on the texts shown, not on where the pair came from: equal
     questions get equal answers, in one job or in another.
@@ -125,6 +135,12 @@ class Judge:
             raise ValueError(f"votes must be ≥ 1, not {votes}")
         if order not in ORDER_POLICIES:
             raise ValueError(f"order must be one of {', '.join(ORDER_POLICIES)}, not {order!r}")
+        self.arguments: dict[str, Any] = {
+            "tokenizer": tokenizer, "template": template, "decoding": dataclasses.replace(decoding, thinking=None),
+            "seed": seed, "votes": votes, "order": order, "thinking": thinking, "max_prompt_tokens": max_prompt_tokens,
+            "keep_thinking": keep_thinking, "thinking_budget": thinking_budget,
+            "constrain_verdict": constrain_verdict, "model": model,
+        }  # fmt: skip
         if not decoding.stop_ids:
             decoding = dataclasses.replace(decoding, stop_ids=tokenizer.stop_ids)
         rules = forcing(

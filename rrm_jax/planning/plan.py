@@ -99,9 +99,9 @@ def assemble(
 ) -> Plan:
     """A plan out of what the programs hold; `how` says who says so. Raises RrmError for tokens that do not fit."""
     config = programs.config
-    prompt = assumed.prompt_tokens or config.judge.max_prompt_tokens
+    prompt = assumed.prompt_tokens or config.max_prompt_tokens
     new = assumed.new_tokens or config.rollout.max_new_tokens
-    limit = config.judge.max_prompt_tokens + config.rollout.max_new_tokens
+    limit = config.max_prompt_tokens + config.rollout.max_new_tokens
     if config.method == "supervised":
         limit = config.pack.row_tokens
         prompt, new = assumed.prompt_tokens or limit // 2, assumed.new_tokens or limit - limit // 2

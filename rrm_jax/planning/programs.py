@@ -27,6 +27,7 @@ from rrm_jax.training.batches import Example, MicroBatch
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.learner_programs import LearnerPrograms
 from rrm_jax.training.optimizer import abstract_opt_state
+from rrm_jax.training.scoring import logprobs_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ class RunPrograms:
         rows, prompts = self.slots, self.prompts
         options = self.learner.options
         columns = bucket(self.config.rollout.max_new_tokens, call.cache_bucket(options))
-        width = bucket(self.config.judge.max_prompt_tokens, call.prompt_bucket(options))
+        width = bucket(self.config.max_prompt_tokens, call.prompt_bucket(options))
         slots = jax.eval_shape(functools.partial(self.engine.make_slots, batch=rows, columns=columns, history=0))
         shared = jax.eval_shape(functools.partial(self.engine.make_shared, prompts=prompts, columns=width))
         return _placed(slots, self.engine.slots_at), _placed(shared, self.engine.shared_at)
@@ -159,7 +160,7 @@ class RunPrograms:
 
     def _chunk(self) -> tuple[tuple[Any, ...], int]:
         """The last chunk of the longest prompts: arguments of `engine.prefill`, and its `limit`."""
-        longest, ways = self.config.judge.max_prompt_tokens, self.learner.ways
+        longest, ways = self.config.max_prompt_tokens, self.learner.ways
         columns = min(LARGEST_CHUNK, bucket(longest, 32))
         each = min(max(1, call.PREFILL_TOKENS // columns), max(1, self.prompts // ways))
         each = 2 ** int(math.log2(each))
@@ -184,7 +185,7 @@ class RunPrograms:
         several = config.updates_per_step > 1 or config.grpo.kl_in == "reward"
         if not (several or config.grpo.kl_coef):
             return
-        scored = grpo.logprobs_of(config, self.decoder, learner.options, self.mesh)
+        scored = logprobs_of(self.decoder, learner.options, self.mesh, config.rollout.temperature)
         model = learner.model(self.state[self._read], learner.frozen)
         sequences = self._batch(self.micro_batch.sequences())
         lower = functools.partial(self._lower, scored, model, sequences)
@@ -229,7 +230,7 @@ def longest_micro_batch(learner: LearnerPrograms) -> MicroBatch:
     """One that is full of the longest prompts and completions."""
     config = learner.config
     if config.method == "grpo":
-        prompt, new = config.judge.max_prompt_tokens, config.rollout.max_new_tokens
+        prompt, new = config.max_prompt_tokens, config.rollout.max_new_tokens
     else:
         prompt, new = config.pack.row_tokens // 2, config.pack.row_tokens - config.pack.row_tokens // 2
     rows = max(config.pack.micro_batch_tokens // (config.pack.row_tokens * learner.ways), 1) * learner.ways

@@ -84,6 +84,26 @@ def demonstrations(count: int, seed: int, derail: float, thinking: bool) -> Iter
         yield pair | {"completion": f"{thoughts}\\boxed{{Assistant {verdict}}}"}
 
 
+def questions(count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Queries with their answers, which `verifier` "whole" finds in a response of one digit."""
+    rng = np.random.default_rng([seed, 3])
+    for at in range(count):
+        query, sums = _problem(rng)
+        yield {"id": f"{seed}-{at}", "query": query, "answer": str(sums[-1]), "verifier": "whole"}
+
+
+def solutions(count: int, seed: int, derail: float) -> Iterator[dict[str, Any]]:
+    """Questions with a completion to imitate: running sums, which with probability `derail` go wrong at a random step,
+    and the digit that they end with."""
+    rng = np.random.default_rng([seed, 4])
+    for question in questions(count, seed):
+        sums = np.cumsum([int(digit) for digit in question["query"].removeprefix(_QUERY)])
+        if rng.random() < derail:
+            sums[int(rng.integers(0, DIGITS)) :] += int(rng.integers(1, 10))
+        running = "".join(str(total % 10) for total in sums)
+        yield question | {"completion": f"{running}</think>{running[-1]}"}
+
+
 def candidates(count: int, seed: int, responses: int, right: float, popular: float) -> Iterator[dict[str, Any]]:
     """Best-of-N problems: `responses` claimed digits each, and which of them are `correct`.
 

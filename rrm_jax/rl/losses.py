@@ -122,6 +122,58 @@ def policy_loss(
     return jnp.sum(jnp.where(mask > 0, per_token, 0) * batch.weight), sums
 
 
+class PreferenceBatch(NamedTuple):
+    """Rows that hold pairs, packed one after the other: first the response preferred, then the other. [B, C] each.
+
+    `response`: int32, the number in its row, from 0, of the response that the token belongs to, so that the preferred
+    ones are even. `reference_logprob`: float32, under the frozen reference; None without one. `mask`: 1 on completion
+    tokens.
+    """
+
+    response: Any
+    reference_logprob: Any
+    mask: Any
+
+
+@jax.named_scope("preference_loss")
+def preference_loss(
+    logprob_BC: jax.Array, batch: PreferenceBatch, beta: float, label_smoothing: float = 0.0, mean: bool = False
+) -> tuple[jax.Array, Sums]:
+    """Direct preference optimisation (2305.18290, eq. 7): Σ over pairs of −log σ(β h), to be divided by their number.
+
+    h is log π − log π_ref of the preferred response less that of the other, summed over a response's tokens, or, with
+    `mean`, averaged. With `label_smoothing` ε the loss is −(1 − ε) log σ(β h) − ε log σ(−β h) (conservative DPO). The
+    sums hold `pairs`, and summed over pairs: `preference_accuracy` (h > 0), `reward_margin` (β h), `reward_chosen` and
+    `reward_rejected` (β (log π − log π_ref)), `logprob_chosen` and `logprob_rejected`; and `tokens`.
+    """
+    against = 0.0 if batch.reference_logprob is None else batch.reference_logprob
+
+    def responses(value_C, response_C, mask_C):
+        total = jnp.zeros((2 * -(-len(value_C) // 2),), jnp.float32).at[response_C].add(value_C * mask_C)
+        return total.reshape(-1, 2)
+
+    of_rows = jax.vmap(responses)
+    count_BP2 = of_rows(jnp.ones_like(logprob_BC), batch.response, batch.mask)
+    here_BP = jnp.all(count_BP2 > 0, axis=-1)
+    logprob_BP2 = of_rows(logprob_BC, batch.response, batch.mask)
+    gain_BP2 = of_rows(logprob_BC - against, batch.response, batch.mask)
+    if mean:
+        gain_BP2 = gain_BP2 / jnp.maximum(count_BP2, 1)
+    margin_BP = beta * (gain_BP2[..., 0] - gain_BP2[..., 1])
+    loss_BP = -(1 - label_smoothing) * jax.nn.log_sigmoid(margin_BP) - label_smoothing * jax.nn.log_sigmoid(-margin_BP)
+    drawn = {
+        "pairs": jnp.ones_like(margin_BP),
+        "preference_accuracy": (margin_BP > 0).astype(jnp.float32),
+        "reward_margin": margin_BP,
+        "reward_chosen": beta * gain_BP2[..., 0],
+        "reward_rejected": beta * gain_BP2[..., 1],
+        "logprob_chosen": logprob_BP2[..., 0],
+        "logprob_rejected": logprob_BP2[..., 1],
+    }
+    sums = {name: jnp.sum(jnp.where(here_BP, value, 0)) for name, value in drawn.items()}
+    return jnp.sum(jnp.where(here_BP, loss_BP, 0)), sums | {"tokens": jnp.sum(batch.mask)}
+
+
 def response_mean(value_BC: jax.Array, response_BC: Array, mask_BC: Array) -> jax.Array:
     """Each token gets the mean of `value` over its response's tokens [B, C]."""
 

@@ -98,9 +98,12 @@ class MicroBatch:
 
 
 def micro_batches(
-    examples: Sequence[Example], chosen: Sequence[int], pack: PackConfig, ways: int, shares_prompts: bool = True
-) -> list[MicroBatch]:
+    examples: Sequence[Example], chosen: Sequence[int], pack: PackConfig, ways: int, shares_prompts: bool = True,
+    together: int = 1,
+) -> list[MicroBatch]:  # fmt: skip
     """Packs the chosen examples; each is in one row of one micro-batch.
+
+    With `together` n, every n of `chosen`, which have one prompt, stay side by side in one row. Otherwise:
 
     The longest come first, with all that share their prompt, each into a row that has its prompt already and room for
     the completion, or into the first with room for both. A row has `pack.row_tokens` tokens, or, for what is longer,
@@ -108,7 +111,10 @@ def micro_batches(
     a multiple of `ways` (data × fsdp devices); where there are no more, the next of `bucket`'s numbers. So shapes are
     few, and with them compilations.
     """
-    rows, times = _filled(examples, chosen, pack, shares_prompts)
+    if together > 1:
+        rows, times = _filled_together(examples, chosen, pack, shares_prompts, together)
+    else:
+        rows, times = _filled(examples, chosen, pack, shares_prompts)
     batches = []
     for time in sorted(set(times), reverse=True):
         of_time = [row for row, own in zip(rows, times, strict=True) if own == time]
@@ -152,6 +158,30 @@ def _filled(
                 own = length
             rows[row].append(at)
             room[row] -= own
+    return rows, times
+
+
+def _filled_together(
+    examples: Sequence[Example], chosen: Sequence[int], pack: PackConfig, shares_prompts: bool, together: int
+) -> tuple[list[list[int]], list[int]]:
+    """As `_filled`, for units of `together` examples: the longest first, each into the first row with room for it."""
+    units = [list(chosen[at : at + together]) for at in range(0, len(chosen), together)]
+    lengths = []
+    for unit in units:
+        prompts = len(examples[unit[0]].prompt_ids) * (1 if shares_prompts else together)
+        lengths.append(prompts + sum(len(examples[at].completion_ids) for at in unit))
+    rows: list[list[int]] = []
+    times: list[int] = []
+    room = np.zeros(len(units), np.int64)
+    for at in sorted(range(len(units)), key=lambda at: (-lengths[at], at)):
+        fits = room[: len(rows)] >= lengths[at]
+        row = int(fits.argmax()) if fits.any() else len(rows)
+        if row == len(rows):
+            rows.append([])
+            times.append(bucket(lengths[at], pack.row_tokens))
+            room[row] = times[row]
+        rows[row] += units[at]
+        room[row] -= lengths[at]
     return rows, times
 
 

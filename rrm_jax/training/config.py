@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from rrm_jax.config import Config
+from rrm_jax.training.policy_config import DPOConfig, PolicyConfig
 
 DType = Literal["float32", "bfloat16"]
 
@@ -47,9 +48,10 @@ class PartConfig(Config):
 class DataConfig(Config):
     train: str | tuple[PartConfig, ...]
     """For grpo: JSONL {id, query, response_1, response_2, label}, a prepared data set's directory, or a mix of such by
-    weight: [{path, weight}, …]. For supervised: JSONL that also has completion."""
+    weight: [{path, weight}, …]; with `task: policy` questions, {id, query}, and answer where it is known. For dpo: such
+    pairs. For supervised: JSONL of pairs, or queries, that also has completion."""
     eval: str | None = None
-    """Held-out JSONL pairs, judged in both orders."""
+    """Held-out JSONL: pairs, judged in both orders, or, with `task: policy`, questions with answers."""
     limit: int | None = Field(None, ge=1)
     """Use only the first so many training rows (of each part)."""
     eval_limit: int | None = Field(None, ge=1)
@@ -79,7 +81,13 @@ class RolloutConfig(Config):
     batch_size: int = Field(64, ge=1)
     """Rows that are sampled at a time."""
     asynchronous: bool = False
-    """Sample a step's rollouts while the step before is learnt from, with weights one step old. On one device only."""
+    """Sample a step's rollouts while the step before is learnt from, with weights one step old. In one process, on one
+    device or with `devices` of its own."""
+    mesh: MeshConfig | None = None
+    """How sampling lays out its devices; None: as training does, or, with `devices` of its own, all on fsdp. Sampling
+    splits its rows over data × fsdp, and weights over tensor alone."""
+    devices: int = Field(0, ge=0)
+    """So many devices only sample, as many of each process, and `mesh` lays out the others; 0: all do both."""
 
 
 class RewardConfig(Config):
@@ -224,7 +232,9 @@ class LogConfig(Config):
 
 
 class TrainConfig(Config):
-    method: Literal["grpo", "supervised"] = "grpo"
+    task: Literal["judge", "policy"] = "judge"
+    """What the model is to do: judge pairs, or answer queries."""
+    method: Literal["grpo", "supervised", "dpo"] = "grpo"
     output: str
     """The run's directory; must not exist, or be resumed."""
     seed: int = Field(0, ge=0)
@@ -233,10 +243,12 @@ class TrainConfig(Config):
     mesh: MeshConfig = MeshConfig()
     data: DataConfig
     judge: JudgeConfig = JudgeConfig()
+    policy: PolicyConfig = PolicyConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     grpo: GRPOConfig = GRPOConfig()
     supervised: SupervisedConfig = SupervisedConfig()
+    dpo: DPOConfig = DPOConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     pack: PackConfig = PackConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -246,6 +258,10 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _check(self):
         rollout, grpo, reward = self.rollout, self.grpo, self.reward
+        if self.task == "policy":
+            self._check_policy()
+        elif self.method == "dpo":
+            raise ValueError("method: dpo trains a model that answers queries; set task: policy")
         if self.method != "grpo":
             return self
         if rollout.prompts_per_step % grpo.mini_batch_prompts:
@@ -267,9 +283,23 @@ class TrainConfig(Config):
             )
         return self
 
+    def _check_policy(self) -> None:
+        policy = self.policy
+        if self.method != "grpo":
+            return
+        if policy.reward in ("tournament", "mixed") and policy.judge is None:
+            raise ValueError(f"policy.reward: {policy.reward} needs a judge: set policy.judge.model")
+        if self.reward.consistency:
+            raise ValueError("reward.consistency is of a judge in training; policy.judge.order: both is its like here")
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Of the task's prompts."""
+        return self.policy.max_prompt_tokens if self.task == "policy" else self.judge.max_prompt_tokens
+
     @property
     def updates_per_step(self) -> int:
         """Optimiser steps in one training step."""
-        if self.method == "supervised":
+        if self.method != "grpo":
             return 1
         return self.grpo.epochs * self.rollout.prompts_per_step // self.grpo.mini_batch_prompts

@@ -1,32 +1,27 @@
-"""Held-out accuracy in both orders, while training."""
+"""Scores on held-out data, while training."""
 
 from collections.abc import Sequence
 
-from rrm_jax.data.records import Pair, parse_labelled_pair
+from rrm_jax.data.records import Pair
 from rrm_jax.judging.judge import Judge, Judgment
 from rrm_jax.sampling.protocol import Decoding
-from rrm_jax.training.config import TrainConfig
-from rrm_jax.training.run import Report, Run, read_rows
-
-
-def read_held_out(config: TrainConfig, report: Report) -> list[Pair]:
-    """The pairs of `data.eval`; none without it."""
-    data = config.data
-    return read_rows(data.eval, parse_labelled_pair, data.eval_limit, report) if data.eval else []
+from rrm_jax.training.run import Run
+from rrm_jax.training.task import Scores
 
 
 class Evaluator:
-    """Judges the held-out pairs in both orders, always with the same noise, and writes the run's "eval" metrics.
+    """Scores the held-out data, always with the same noise, and writes the run's "eval" metrics.
 
-    Does nothing in a run without `data.eval`.
+    Does nothing in a run without such data (`scores` None).
     """
 
-    def __init__(self, run: Run, pairs: Sequence[Pair]):
-        self._run, self._pairs = run, pairs
+    def __init__(self, run: Run, scores: Scores | None):
+        self._run, self._scores = run, scores
 
     def due(self, step: int) -> bool:
         """Whether the configuration asks for it: every `eval.every` steps, and after the last."""
-        return bool(self._pairs) and (step % self._run.config.eval.every == 0 or step == self._run.config.steps)
+        wanted = step % self._run.config.eval.every == 0 or step == self._run.config.steps
+        return self._scores is not None and wanted
 
     def catch_up(self, step: int) -> None:
         """Makes the evaluation after `step` that a run begins with, or that one that was killed had not made."""
@@ -35,26 +30,33 @@ class Evaluator:
 
     def evaluate(self, step: int) -> None:
         """Asked to stop, the run ends in here, and makes the evaluation when it is resumed."""
-        if not self._pairs:
+        if self._scores is None:
             return
-        run, config = self._run, self._run.config
-        with run.phase("eval"):
-            judge = Judge(
-                run.learner.sampler(),
-                run.tokenizer,
-                run.template,
-                Decoding(config.eval.temperature, max_new_tokens=config.rollout.max_new_tokens),
-                seed=config.seed,
-                order="both",
-                thinking=config.judge.thinking,
-                max_prompt_tokens=config.judge.max_prompt_tokens,
-            )
-            judgments = []
-            for judgment in judge.judge(self._pairs):
-                judgments.append(judgment)
-                run.check_stop()
-            values = both_orders(judgments)
-        run.metrics.write("eval", step, values | run.seconds(), ("accuracy", "order_consistency", "invalid_rate"))
+        with self._run.phase("eval"):
+            values = self._scores()
+        shown = ("accuracy", "order_consistency", "invalid_rate")
+        self._run.metrics.write("eval", step, values | self._run.seconds(), shown)
+
+
+def judge_held_out(run: Run, pairs: Sequence[Pair]) -> dict[str, float]:
+    """`both_orders` of the model's verdicts on labelled pairs."""
+    config, template = run.config, run.template
+    assert template is not None
+    judge = Judge(
+        run.learner.sampler(),
+        run.tokenizer,
+        template,
+        Decoding(config.eval.temperature, max_new_tokens=config.rollout.max_new_tokens),
+        seed=config.seed,
+        order="both",
+        thinking=config.judge.thinking,
+        max_prompt_tokens=config.judge.max_prompt_tokens,
+    )
+    judgments = []
+    for judgment in judge.judge(pairs):
+        judgments.append(judgment)
+        run.check_stop()
+    return both_orders(judgments)
 
 
 def both_orders(judgments: Sequence[Judgment]) -> dict[str, float]:

@@ -10,27 +10,26 @@ import jax
 import numpy as np
 
 from rrm_jax.data.jsonl import write_whole
-from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.errors import RrmError
 from rrm_jax.sampling.protocol import Decoding
 from rrm_jax.training.config import TrainConfig
-from rrm_jax.training.feed import Feed
 from rrm_jax.training.learner import Learner
 from rrm_jax.training.rollouts import Ask, Group, Rollouts, assemble, collect, informative
+from rrm_jax.training.task import Task
 
 
 class Experience:
     """`next(step)` gives the step's rollouts, by the policy as it is, or, asynchronously, as it was a step ago.
 
-    `position` is the number of pairs that the stream has given, which a step's checkpoint keeps. `finished` is called
+    `position` is the number of rows that the stream has given, which a step's checkpoint keeps. `finished` is called
     for every completion, and may raise; an asynchronous run's thread does not call it.
     """
 
     def __init__(
-        self, config: TrainConfig, learner: Learner, ask: Ask, feed: Feed, directory: Path,
+        self, config: TrainConfig, learner: Learner, ask: Ask, task: Task, directory: Path,
         position: int, finished: Callable[[], None],
     ):  # fmt: skip
-        self._config, self._learner, self._ask, self._feed = config, learner, ask, feed
+        self._config, self._learner, self._ask, self._task = config, learner, ask, task
         self.position, self._finished = position, finished
         self._ahead: Future[tuple[list[Group], dict[str, float], int, int]] | None = None
         self._thread = ThreadPoolExecutor(1, "sample") if config.rollout.asynchronous else None
@@ -44,7 +43,7 @@ class Experience:
         else:
             groups, extra, self.position, version = (self._ahead or self._begin(step)).result()
             self._ahead = self._begin(step + 1) if step < self._config.steps else None
-        return assemble(groups, self._config, version, **extra)
+        return assemble(groups, self._config, version, **extra, **self._task.metrics(groups))
 
     def _begin(self, step: int) -> Future:
         assert self._thread is not None
@@ -55,21 +54,21 @@ class Experience:
     def _draw(
         self, step: int, position: int, sampler: Any, version: int, finished: Callable[[], None]
     ) -> tuple[list[Group], dict[str, float], int, int]:
-        config = self._config
-        orders = 2 if config.reward.consistency else 1
+        config, orders = self._config, self._task.prompts_per_row
         wanted, drawn = config.rollout.prompts_per_step, 0
         kept: list[Group] = []
         spare: list[Group] = []
         extra: dict[str, float] = {}
         for draws in range(1, config.grpo.dynamic_draws + 1):
             missing = wanted - len(kept)
-            shown = self._feed.take(position, missing // orders)
+            asked = self._task.take(position, missing // orders)
             position += missing // orders
-            groups = collect(sampler, self._ask, shown, step, drawn, finished)
+            groups = collect(sampler, self._ask, asked, step, drawn, finished)
+            self._task.reward(groups)
             drawn += len(groups)
             if not config.grpo.dynamic_sampling:
                 return groups, extra, position, version
-            useful = informative(groups, config)
+            useful = informative(groups, orders)
             kept += [group for group, use in zip(groups, useful, strict=True) if use]
             spare += [group for group, use in zip(groups, useful, strict=True) if not use]
             extra = {"draws": float(draws), "groups_drawn": float(drawn), "groups_missing": float(wanted - len(kept))}
@@ -116,13 +115,12 @@ class Experience:
     def close(self) -> None:
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
-        self._feed.close()
 
 
-def ask_of(config: TrainConfig, tokenizer: Tokenizer) -> Ask:
+def ask_of(config: TrainConfig, task: Task, stop_ids: tuple[int, ...]) -> Ask:
     rollout = config.rollout
-    decoding = Decoding(rollout.temperature, max_new_tokens=rollout.max_new_tokens, stop_ids=tokenizer.stop_ids)
-    return Ask(tokenizer, config.judge.thinking, decoding, rollout.group_size, config.seed)
+    decoding = Decoding(rollout.temperature, max_new_tokens=rollout.max_new_tokens, stop_ids=stop_ids)
+    return Ask(task.read, decoding, rollout.group_size, config.seed)
 
 
 def check_version(rollouts: Rollouts, learner: Learner, config: TrainConfig, step: int) -> float:

@@ -9,19 +9,19 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from rrm_jax.data.records import Pair
+from rrm_jax.data.records import Pair, Question
 from rrm_jax.data.stream import PairStream, swap
 from rrm_jax.data.workers import in_order
 from rrm_jax.errors import RrmError
-from rrm_jax.judging.prompt import JudgePrompt
 from rrm_jax.training.token_cache import Encode, TokenCache
 
 
-class Shown(NamedTuple):
-    """A pair in the order in which it is shown, and its prompt."""
+class Asked(NamedTuple):
+    """A row of the data as the policy sees it, a pair with its responses in the order shown, and its prompt."""
 
-    pair: Pair
-    prompt: JudgePrompt
+    row: Pair | Question
+    prompt_ids: Sequence[int]
+    truncated: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +33,17 @@ class _Element:
     both_orders: bool
     caches: Sequence[TokenCache] = ()
 
-    def __call__(self, index: int) -> list[Shown]:
+    def __call__(self, index: int) -> list[Asked]:
         place = self.stream.place(index)
         pair = self.stream.at(place)
         # Cut texts are the same in either order, so a pair that has changed places has the other order's prompt.
         encoded = (
             self.caches[place.part][place.row] if self.caches else self.encode(swap(pair) if place.turned else pair)
         )
-        first = Shown(pair, encoded.prompt(place.turned))
-        return [first, Shown(swap(pair), encoded.prompt(not place.turned))] if self.both_orders else [first]
+        first = Asked(pair, encoded.prompt_ids(place.turned), encoded.truncated)
+        if not self.both_orders:
+            return [first]
+        return [first, Asked(swap(pair), encoded.prompt_ids(not place.turned), encoded.truncated)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ class _Share:
     share: int
     offset: int
 
-    def __call__(self, index: int) -> list[Shown]:
+    def __call__(self, index: int) -> list[Asked]:
         batch, at = divmod(index, self.share)
         return self.compute(self.start + batch * self.batch + self.offset + at)
 
@@ -72,17 +74,17 @@ class Feed:
         self._compute = _Element(stream, encode, both_orders, caches)
         # What is read from a cache needs no help.
         self._workers, self._opened, self._next = 0 if caches else workers, contextlib.ExitStack(), -1
-        self._items: Iterator[list[Shown]] = iter(())
+        self._items: Iterator[list[Asked]] = iter(())
 
-    def take(self, position: int, count: int) -> list[Shown]:
+    def take(self, position: int, count: int) -> list[Asked]:
         """The prompts of `count` pairs from this position on; any position, but on from the last one is fastest."""
         if position != self._next:
             self.close()
             self._items = self._opened.enter_context(in_order(self._compute, self._workers, position))
         self._next = position + count
-        return [shown for item in itertools.islice(self._items, count) for shown in item]
+        return [asked for item in itertools.islice(self._items, count) for asked in item]
 
-    def shard(self, start: int, batch_size: int, process: int, count: int) -> Iterator[list[Shown]]:
+    def shard(self, start: int, batch_size: int, process: int, count: int) -> Iterator[list[Asked]]:
         """Process `process` of `count`'s share of each of the endless batches from position `start` on.
 
         It is the process-th stretch of equal length, so that all processes' shares, one after another, are the global
@@ -95,7 +97,7 @@ class Feed:
         compute = _Share(self._compute, start, batch_size, share, process * share)
         items = self._opened.enter_context(in_order(compute, self._workers))
         while True:
-            yield [shown for item in itertools.islice(items, share) for shown in item]
+            yield [asked for item in itertools.islice(items, share) for asked in item]
 
     def close(self) -> None:
         self._opened.close()

@@ -1,4 +1,4 @@
-"""GRPO on verdicts: sample, reward right and wrong, update. Read top to bottom (docs/method.md; 2402.03300).
+"""GRPO: sample, reward, update. Read top to bottom (docs/method.md; 2402.03300).
 
 Axes: B rows, C completion time, P prompts, G samples of one prompt.
 """
@@ -9,30 +9,25 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from rrm_jax.checkpoints.load import load_model
 from rrm_jax.models.config import DecoderConfig
 from rrm_jax.models.decoder import Options, Params
-from rrm_jax.parallel.mesh import replicated
-from rrm_jax.parallel.offload import to_device, to_host
 from rrm_jax.rl.logprobs import Sequences, completion_scores
 from rrm_jax.rl.losses import PolicyBatch, PolicyLoss, kl_estimate, policy_loss, token_weights
 from rrm_jax.training.batches import MicroBatch
 from rrm_jax.training.config import TrainConfig
-from rrm_jax.training.evaluate import Evaluator, read_held_out
+from rrm_jax.training.evaluate import Evaluator
 from rrm_jax.training.experience import Experience, ask_of, check_version, spread_over
 from rrm_jax.training.learner_programs import Loss
 from rrm_jax.training.rollouts import Rollouts, add_rewards
 from rrm_jax.training.run import Report, Run
+from rrm_jax.training.scoring import Reference, scorer
+from rrm_jax.training.task import open_task
 from rrm_jax.training.throughput import throughput
 from rrm_jax.training.traces import traces_of
-from rrm_jax.training.training_data import encode_of, open_feed, open_parts
 
 _SHOWN = ("accuracy", "reward_mean", "response_length", "invalid_rate", "kl", "entropy", "grad_norm")
 _PROGRESS_SECONDS = 10.0
@@ -47,21 +42,22 @@ class Batch(NamedTuple):
 
 def train_grpo(config: TrainConfig, resume: bool, report: Report) -> Path:
     """Runs (or resumes) a GRPO run; returns its directory."""
-    parts = open_parts(config, report)
-    held_out = read_held_out(config, report)
-    with Run(config, resume, report) as run:
+    task = open_task(config, report)
+    with Run(config, resume, report) as run, contextlib.closing(task):
+        task.begin(run)
         learner, grpo = run.learner, config.grpo
         learner.compile(loss_of(config, learner.decoder, learner.options))
-        score, reference = _scorer(run), _Reference(run) if grpo.kl_coef else None
-        evaluator, progress = Evaluator(run, held_out), _Progress(config)
+        score = scorer(learner, config.rollout.temperature)
+        reference = Reference(learner, config.grpo.offload_reference) if grpo.kl_coef else None
+        evaluator, progress = Evaluator(run, task.scores), _Progress(config)
         position = int(run.meta.get("position", 0))
 
         def finished() -> None:
             progress.advance()
             run.check_stop()
 
-        feed = open_feed(config, parts, encode_of(config, run.tokenizer, run.template))
-        source = Experience(config, learner, ask_of(config, run.tokenizer), feed, run.directory, position, finished)
+        ask = ask_of(config, task, run.tokenizer.stop_ids)
+        source = Experience(config, learner, ask, task, run.directory, position, finished)
         with contextlib.closing(source):
             source.restore(run.first_step - 1)
             evaluator.catch_up(run.first_step - 1)
@@ -72,17 +68,17 @@ def train_grpo(config: TrainConfig, resume: bool, report: Report) -> Path:
                 late = check_version(rollouts, learner, config, step)
                 run.check_stop()
                 with run.phase("score"):
-                    frozen = reference.scores(score, rollouts) if reference is not None else None
+                    frozen = reference.scores(score, rollouts.examples) if reference is not None else None
                     # With one update a step the policy that began it is the one differentiated: nothing to store.
                     needed = config.updates_per_step > 1 or grpo.kl_in == "reward"
-                    old = score(learner.model_of_step(), rollouts) if needed else None
+                    old = score(learner.model_of_step(), rollouts.examples) if needed else None
                 if grpo.kl_in == "reward" and frozen is not None and old is not None:
                     add_rewards(rollouts, _kl_rewards(config, old, frozen), config)
                 run.check_stop()
                 with run.phase("update"):
                     values = _update(run, rollouts, old, frozen, step)
                 values |= rollouts.metrics() | {"policy_lag": late}
-                run.write_traces(step, traces_of(rollouts, run.tokenizer, config.log.traces, step))
+                run.write_traces(step, traces_of(rollouts, task, run.tokenizer, config.log.traces, step))
                 seconds = run.seconds()
                 work = learner.decoder, rollouts.examples, seconds, learner.mesh.devices.size, grpo.epochs
                 how = {"shares_prompts": learner.shares_prompts, "adapters": learner.frozen is not None}
@@ -116,59 +112,6 @@ def loss_of(config: TrainConfig, decoder: DecoderConfig, options: Options) -> Lo
         return policy_loss(how, scores.logprob, scores.entropy, batch.policy)
 
     return loss
-
-
-def logprobs_of(config: TrainConfig, decoder: DecoderConfig, options: Options, mesh: Mesh) -> Any:
-    """Jitted `(model, sequences) → log-probabilities` of completion tokens, float32 [B, C]."""
-
-    @functools.partial(jax.jit, out_shardings=replicated(mesh))  # every process reads all of them
-    def scored(model, sequences: Sequences):
-        return completion_scores(decoder, model, sequences, config.rollout.temperature, options).logprob
-
-    return scored
-
-
-def _scorer(run: Run):
-    """Returns `score(model, rollouts)`: each example's completion log-probabilities, by the trainer's forward pass."""
-    learner = run.learner
-    scored = logprobs_of(run.config, learner.decoder, learner.options, learner.mesh)
-
-    def score(model: Params, rollouts: Rollouts) -> list[np.ndarray]:
-        pending = []
-        with jax.set_mesh(learner.mesh):
-            for batch in learner.micro_batches(rollouts.examples):
-                pending.append((batch, scored(model, learner.place(batch.sequences()))))
-        found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rollouts.examples)
-        for batch, logprob_BC in pending:
-            for at, values in batch.apart(np.asarray(logprob_BC)):
-                found[at] = values
-        return found
-
-    return score
-
-
-class _Reference:
-    """The frozen model that the KL term holds the policy near: the one that the run started from."""
-
-    def __init__(self, run: Run):
-        learner, config = run.learner, run.config
-        self._offloaded = config.grpo.offload_reference and learner.frozen is None
-        if learner.frozen is not None:
-            self._model: Params = learner.frozen  # adapters are all that differs
-            return
-        dtype = jnp.dtype(config.model.compute_dtype)
-        self._model = load_model(config.model.path, mesh=learner.mesh, dtype=dtype, stacked=True).params
-        self._at: Any = jax.tree.map(lambda x: x.sharding, self._model)
-        if self._offloaded:
-            self._model = to_host(self._model)
-
-    def scores(self, score, rollouts: Rollouts) -> list[np.ndarray]:
-        if not self._offloaded:
-            return score(self._model, rollouts)
-        here = to_device(self._model, self._at)
-        found = score(here, rollouts)
-        self._model = to_host(here)
-        return found
 
 
 def _kl_rewards(config: TrainConfig, old: list[np.ndarray], frozen: list[np.ndarray]) -> np.ndarray:

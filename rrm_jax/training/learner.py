@@ -75,9 +75,11 @@ class Learner:
         """Whether a prompt is run once for the completions beside it."""
         return self._programs.shares_prompts
 
-    def micro_batches(self, examples: Sequence[Example], chosen: Sequence[int] | None = None) -> list[MicroBatch]:
-        """The chosen examples (None: all), packed for this mesh."""
-        return self._programs.micro_batches(examples, range(len(examples)) if chosen is None else chosen)
+    def micro_batches(
+        self, examples: Sequence[Example], chosen: Sequence[int] | None = None, together: int = 1
+    ) -> list[MicroBatch]:
+        """The chosen examples (None: all), packed for this mesh; see `batches.micro_batches`."""
+        return self._programs.micro_batches(examples, range(len(examples)) if chosen is None else chosen, together)
 
     def model_of_step(self) -> Params:
         """The policy as it is, for forward passes without gradients."""

@@ -69,9 +69,9 @@ class LearnerPrograms:
         """Whether forward passes read a copy of the parameters, and not the parameters themselves."""
         return self.frozen is None and jnp.dtype(self.config.model.compute_dtype) != jnp.float32
 
-    def micro_batches(self, examples: Sequence[Example], chosen: Sequence[int]) -> list[MicroBatch]:
-        """The chosen examples, packed for this mesh."""
-        return micro_batches(examples, chosen, self.config.pack, self.ways, self.shares_prompts)
+    def micro_batches(self, examples: Sequence[Example], chosen: Sequence[int], together: int = 1) -> list[MicroBatch]:
+        """The chosen examples, packed for this mesh; see `batches.micro_batches`."""
+        return micro_batches(examples, chosen, self.config.pack, self.ways, self.shares_prompts, together)
 
     def model(self, params: Params, frozen: Params | None) -> Params:
         """What `forward` takes: the parameters themselves, or the frozen model with these adapters in it."""

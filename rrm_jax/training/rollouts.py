@@ -1,4 +1,4 @@
-"""One step's experience: pairs shown to the policy, its verdicts, their rewards and advantages.
+"""One step's experience: what the policy was asked, its answers, their rewards and advantages.
 
 Axes: P prompts (groups), G samples of one prompt.
 """
@@ -9,67 +9,71 @@ from typing import Any
 
 import numpy as np
 
-from rrm_jax.data.records import Pair
-from rrm_jax.data.tokenizer import Tokenizer
-from rrm_jax.judging.verdict import verdict_of_completion
+from rrm_jax.data.records import Pair, Question
 from rrm_jax.rl.advantages import group_advantages
-from rrm_jax.rl.rewards import consistency_reward, overlong_penalty, verdict_reward
-from rrm_jax.sampling.protocol import Decoding, Generator, Request
+from rrm_jax.rl.rewards import overlong_penalty
+from rrm_jax.sampling.protocol import Completion, Decoding, Generator, Request
 from rrm_jax.training.batches import Example
 from rrm_jax.training.config import TrainConfig
-from rrm_jax.training.feed import Shown
+from rrm_jax.training.feed import Asked
 
 
 @dataclasses.dataclass
 class Group:
-    """G samples of one prompt. `shown` is the pair in the order in which the policy saw it; `verdicts` name a
-    response of it, or are None. `finished[g]`: the completion ended before the limit of tokens."""
+    """G samples of one prompt. `asked` is the row, a pair in the order in which it was shown.
 
-    shown: Pair
+    `answers` are what the task reads in the completions: a verdict, which names a response of that pair, or a
+    response's text; None: there is none. `finished[g]`: the completion ended before the limit of tokens. The task's
+    `reward` sets `rewards`; `right`, None where nobody knows; and `counts`, numbers that its metrics are made of.
+    """
+
+    asked: Any
     prompt_ids: tuple[int, ...]
     truncated: bool
     completion_ids: list[tuple[int, ...]]
     sampler_logprobs: list[tuple[float, ...]]
     finished: list[bool]
-    verdicts: list[int | None]
+    answers: list[Any]
+    rewards: list[float] = dataclasses.field(default_factory=list)
+    right: list[bool | None] = dataclasses.field(default_factory=list)
+    counts: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> "Group":
-        return cls(
-            Pair(**row["shown"]), tuple(row["prompt_ids"]), row["truncated"], [*map(tuple, row["completion_ids"])],
-            [*map(tuple, row["sampler_logprobs"])], row["finished"], row["verdicts"],
-        )  # fmt: skip
+        asked = (Pair if "response_1" in row["asked"] else Question)(**row["asked"])
+        ids: dict[str, Any] = {name: [*map(tuple, row[name])] for name in ("completion_ids", "sampler_logprobs")}
+        fields: dict[str, Any] = {**row, **ids, "asked": asked, "prompt_ids": tuple(row["prompt_ids"])}
+        return cls(**fields)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """What is asked of the sampler, and how its completions are read."""
+    """What is asked of the sampler; `read` makes an answer of a completion."""
 
-    tokenizer: Tokenizer
-    thinking: bool
+    read: Callable[[Completion], Any]
     decoding: Decoding
     group_size: int
     seed: int
 
 
 def collect(
-    generator: Generator, ask: Ask, shown: Sequence[Shown], step: int, start: int = 0,
+    generator: Generator, ask: Ask, asked: Sequence[Asked], step: int, start: int = 0,
     finished: Callable[[], None] = lambda: None,
 ) -> list[Group]:  # fmt: skip
-    """Samples a group of verdicts for each prompt.
+    """Samples a group of completions for each prompt.
 
-    A request's id holds the step, and its number in it, from `start`: a pair seen again draws new noise. Verdicts are
+    A request's id holds the step, and its number in it, from `start`: a row seen again draws new noise. Answers are
     read as completions come, while others are still being drawn; `finished` is called for each.
     """
     groups = [
-        Group(pair, tuple(prompt.ids), prompt.truncated, *([None] * ask.group_size for _ in range(4)))  # type: ignore[arg-type]
-        for pair, prompt in shown
+        Group(one.row, tuple(one.prompt_ids), one.truncated, *([None] * ask.group_size for _ in range(4)))  # type: ignore[arg-type]
+        for one in asked
     ]
     requests = [
-        Request(f"step {step}, {start + at}, {group.shown.id}", group.prompt_ids, ask.decoding, sample, ask.seed)
+        Request(f"step {step}, {start + at}, {group.asked.id}", group.prompt_ids, ask.decoding, sample, ask.seed)
         for at, group in enumerate(groups)
         for sample in range(ask.group_size)
     ]
@@ -79,7 +83,7 @@ def collect(
         group, sample = groups[at // ask.group_size], at % ask.group_size
         group.completion_ids[sample], group.sampler_logprobs[sample] = completion.token_ids, completion.logprobs
         group.finished[sample] = completion.finish_reason == "stop"
-        group.verdicts[sample] = verdict_of_completion(completion, ask.tokenizer, thinking=ask.thinking)
+        group.answers[sample] = ask.read(completion)
         finished()
     if place:
         raise RuntimeError(f"the generator left out {len(place)} of {len(requests)} completions")
@@ -93,7 +97,6 @@ class Rollouts:
 
     groups: list[Group]
     examples: list[Example]
-    right_PG: np.ndarray
     reward_PG: np.ndarray
     advantage_PG: np.ndarray
     version: int
@@ -104,16 +107,18 @@ class Rollouts:
         return [logprobs for group in self.groups for logprobs in group.sampler_logprobs]
 
     def metrics(self) -> dict[str, float]:
+        """`accuracy` is there where it is known of some sample."""
         lengths = np.array([len(example.completion_ids) for example in self.examples])
-        verdicts = [verdict for group in self.groups for verdict in group.verdicts]
+        answers = [answer for group in self.groups for answer in group.answers]
         finished = [done for group in self.groups for done in group.finished]
+        known = [right for group in self.groups for right in group.right if right is not None]
         reward = self.reward_PG
         return {
             "reward_mean": float(reward.mean()),
             "reward_std": float(reward.std()),
-            "accuracy": float(self.right_PG.mean()),
+            **({"accuracy": float(np.mean(known))} if known else {}),
             "zero_variance_groups": float((reward.max(-1) == reward.min(-1)).mean()),
-            "invalid_rate": float(np.mean([verdict is None for verdict in verdicts])),
+            "invalid_rate": float(np.mean([answer is None for answer in answers])),
             "truncation_rate": float(1 - np.mean(finished)),
             "response_length": float(lengths.mean()),
             "response_length_max": float(lengths.max()),
@@ -122,33 +127,23 @@ class Rollouts:
         }
 
 
-def verdict_rewards(groups: Sequence[Group], config: TrainConfig) -> np.ndarray:
-    """What the verdicts earn [P, G]: ±1, blended with consistency over both orders where that is asked for."""
-    reward_PG = np.array([[verdict_reward(v, group.shown.label) for v in group.verdicts] for group in groups])
-    weight = config.reward.consistency
-    return consistency_reward(reward_PG, weight) if weight else reward_PG
-
-
-def informative(groups: Sequence[Group], config: TrainConfig) -> np.ndarray:
-    """Whose samples' verdicts did not all earn the same, bool [P]; with consistency, either order of the pair."""
-    reward_PG = verdict_rewards(groups, config)
+def informative(groups: Sequence[Group], orders: int = 1) -> np.ndarray:
+    """Whose samples did not all earn the same, bool [P]; of `orders` prompts of one row after another, any of them."""
+    reward_PG = np.array([group.rewards for group in groups])
     differ_P = reward_PG.max(-1) > reward_PG.min(-1)
-    return np.repeat(differ_P.reshape(-1, 2).any(-1), 2) if config.reward.consistency else differ_P
+    return np.repeat(differ_P.reshape(-1, orders).any(-1), orders)
 
 
 def assemble(groups: list[Group], config: TrainConfig, version: int, **extra: float) -> Rollouts:
-    """Rewards by `config.reward`, and the advantages that follow from them."""
+    """What the task's rewards come to with what `config.reward` takes off, and the advantages that follow."""
     limit, reward = config.rollout.max_new_tokens, config.reward
     examples = [Example(group.prompt_ids, ids) for group in groups for ids in group.completion_ids]
-    earned_PG = verdict_rewards(groups, config)
-    right_PG = np.array([[v == group.shown.label for v in group.verdicts] for group in groups])
+    earned_PG = np.array([group.rewards for group in groups])
     length_PG = np.array([[len(ids) for ids in group.completion_ids] for group in groups])
-    invalid_PG = np.array([[v is None for v in group.verdicts] for group in groups])
+    invalid_PG = np.array([[answer is None for answer in group.answers] for group in groups])
     earned_PG = earned_PG - reward.invalid * invalid_PG - reward.length * length_PG / limit
     earned_PG = earned_PG + overlong_penalty(length_PG, limit, reward.overlong_tokens)
-    if reward.consistency:
-        extra["order_consistency"] = _order_consistency(groups)
-    rollouts = Rollouts(groups, examples, right_PG, earned_PG, earned_PG, version, extra)
+    rollouts = Rollouts(groups, examples, earned_PG, earned_PG, version, extra)
     rollouts.advantage_PG = np.asarray(group_advantages(earned_PG, config.grpo.normalise_std))
     return rollouts
 
@@ -157,13 +152,3 @@ def add_rewards(rollouts: Rollouts, more_PG: np.ndarray, config: TrainConfig) ->
     """Adds to the rewards, and takes the advantages anew."""
     rollouts.reward_PG = rollouts.reward_PG + more_PG
     rollouts.advantage_PG = np.asarray(group_advantages(rollouts.reward_PG, config.grpo.normalise_std))
-
-
-def _order_consistency(groups: Sequence[Group]) -> float:
-    """The share of samples whose two orders name the same response."""
-    agree = [
-        one is not None and two is not None and one == 3 - two
-        for first, second in zip(groups[::2], groups[1::2], strict=True)
-        for one, two in zip(first.verdicts, second.verdicts, strict=True)
-    ]
-    return float(np.mean(agree))

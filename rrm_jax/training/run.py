@@ -57,7 +57,7 @@ class Run:
         if config.log.wandb and jax.process_index() == 0:
             import_wandb()
         changed = self._check_directory(resume)
-        self.template: Template = load_template(config.judge.template)
+        self.template: Template | None = load_template(config.judge.template) if config.task == "judge" else None
         self.tokenizer = Tokenizer.load(open_source(config.model.path).assets)
         self.learner = Learner(config)
         report(str(self.learner.attention))
@@ -132,7 +132,8 @@ class Run:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             copy_assets(self.learner.assets, self.directory / "assets")
-            write_whole(self.directory / "assets" / JUDGE_TEMPLATE, to_toml(self.template))
+            if self.template is not None:
+                write_whole(self.directory / "assets" / JUDGE_TEMPLATE, to_toml(self.template))
             made = self.directory / PROVENANCE
             write_provenance(made, config=resolved, seed=config.seed, inputs=data_files(config))
             write_settings(self.directory, config)
@@ -234,11 +235,9 @@ class Run:
             raise Stopped
 
     def _save(self) -> None:
-        facts = {
-            "judge_template_sha256": self.template.sha256,
-            "judge_thinking": self.config.judge.thinking,
-            "base_fingerprint": self.learner.base_fingerprint,
-        }
+        facts: dict[str, Any] = {"base_fingerprint": self.learner.base_fingerprint}
+        if self.template is not None:
+            facts |= {"judge_template_sha256": self.template.sha256, "judge_thinking": self.config.judge.thinking}
         self.learner.save(self.checkpoints, self._finished, {"step": self._finished, "facts": facts, **self._extra})
         self._saved = True
 

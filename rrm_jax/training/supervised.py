@@ -1,12 +1,14 @@
 """Supervised training on given completions: the warm start that stands in for a distilled model's abilities."""
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rrm_jax.data.jsonl import RowError
-from rrm_jax.data.records import Pair, parse_pair
+from rrm_jax.data.records import Pair, Question
 from rrm_jax.data.stream import Stream
 from rrm_jax.errors import RrmError
 from rrm_jax.models.config import DecoderConfig
@@ -15,29 +17,30 @@ from rrm_jax.rl.logprobs import Sequences, completion_scores
 from rrm_jax.rl.losses import supervised_loss
 from rrm_jax.training.batches import Example
 from rrm_jax.training.config import TrainConfig
-from rrm_jax.training.evaluate import Evaluator, read_held_out
+from rrm_jax.training.evaluate import Evaluator
 from rrm_jax.training.learner import Learner
 from rrm_jax.training.learner_programs import Loss
 from rrm_jax.training.run import Report, Run, read_rows
+from rrm_jax.training.task import Task, open_task
 from rrm_jax.training.throughput import throughput
-from rrm_jax.training.training_data import encode_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Demonstration:
-    """A pair in a fixed order, and what the judge should write after the prompt's thinking prefix."""
+    """A row, a pair in a fixed order or a query, and what the model should write after the prompt's prefix."""
 
     id: str
-    pair: Pair
+    row: Pair | Question
     completion: str
 
 
-def parse_demonstration(row: dict[str, Any]) -> Demonstration:
+def demonstration(task: Task, row: dict[str, Any]) -> Demonstration:
+    """Raises RowError."""
     completion = row.get("completion")
     if not isinstance(completion, str) or not completion:
         raise RowError("field 'completion' must be a non-empty string")
-    pair = parse_pair(row)
-    return Demonstration(pair.id, pair, completion)
+    parsed = task.parse(row)
+    return Demonstration(parsed.id, parsed, completion)
 
 
 class Batch(NamedTuple):
@@ -46,13 +49,12 @@ class Batch(NamedTuple):
     sequences: Sequences
 
 
-def _examples(run: Run, demonstrations: list[Demonstration]) -> list[Example]:
+def _examples(run: Run, task: Task, demonstrations: list[Demonstration]) -> list[Example]:
     """Completions are trusted text: the control tokens that they spell are control tokens. The end token is added."""
     tokenizer, examples = run.tokenizer, []
-    encode = encode_of(run.config, tokenizer, run.template)
     for item in demonstrations:
         completion = (*tokenizer.encode_control(item.completion), tokenizer.eos_id)
-        examples.append(Example(tuple(encode(item.pair).ids), completion))
+        examples.append(Example(tuple(task.encode(item.row)), completion))
     return examples
 
 
@@ -60,11 +62,13 @@ def train_supervised(config: TrainConfig, resume: bool, report: Report) -> Path:
     """Runs (or resumes) a supervised run; returns its directory."""
     if not isinstance(config.data.train, str):
         raise RrmError("a supervised run reads one JSONL file of completions: data.train cannot be a mix")
-    demonstrations = read_rows(config.data.train, parse_demonstration, config.data.limit, report)
-    held_out = read_held_out(config, report)
-    with Run(config, resume, report) as run:
+    task = open_task(config, report)
+    parse = functools.partial(demonstration, task)
+    demonstrations = read_rows(config.data.train, parse, config.data.limit, report)
+    with Run(config, resume, report) as run, contextlib.closing(task):
+        task.begin(run)
         learner, size = run.learner, config.supervised.batch_size
-        stream, evaluator = Stream(_examples(run, demonstrations), config.seed), Evaluator(run, held_out)
+        stream, evaluator = Stream(_examples(run, task, demonstrations), config.seed), Evaluator(run, task.scores)
         learner.compile(loss_of(learner.decoder, learner.options))
         evaluator.catch_up(run.first_step - 1)
         for step in run.steps():

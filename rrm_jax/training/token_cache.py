@@ -20,7 +20,7 @@ from rrm_jax.data.records import Pair
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.workers import in_order
 from rrm_jax.errors import RrmError
-from rrm_jax.judging.prompt import JudgePrompt, fit
+from rrm_jax.judging.prompt import fit
 from rrm_jax.judging.template import Template
 
 
@@ -31,8 +31,8 @@ class Encoded(NamedTuple):
     turned_ids: Sequence[int] | np.ndarray
     truncated: bool
 
-    def prompt(self, turned: bool) -> JudgePrompt:
-        return JudgePrompt([int(token) for token in (self.turned_ids if turned else self.ids)], self.truncated)
+    def prompt_ids(self, turned: bool) -> list[int]:
+        return [int(token) for token in (self.turned_ids if turned else self.ids)]
 
 
 @dataclasses.dataclass(frozen=True)

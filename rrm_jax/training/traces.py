@@ -4,9 +4,10 @@ from typing import Any
 
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.training.rollouts import Rollouts
+from rrm_jax.training.task import Task
 
 
-def traces_of(rollouts: Rollouts, tokenizer: Tokenizer, count: int, step: int) -> list[dict[str, Any]]:
+def traces_of(rollouts: Rollouts, task: Task, tokenizer: Tokenizer, count: int, step: int) -> list[dict[str, Any]]:
     """Up to `count` rows, of groups spread over the step: the first sample of each, with what it earned."""
     groups = rollouts.groups
     rows = []
@@ -15,9 +16,8 @@ def traces_of(rollouts: Rollouts, tokenizer: Tokenizer, count: int, step: int) -
         rows.append(
             {
                 "step": step,
-                "id": group.shown.id,
-                "label": group.shown.label,
-                "verdict": group.verdicts[0],
+                "id": group.asked.id,
+                **task.trace(group, 0),
                 "reward": float(rollouts.reward_PG[at, 0]),
                 "advantage": float(rollouts.advantage_PG[at, 0]),
                 "tokens": len(ids),

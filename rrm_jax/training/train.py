@@ -12,6 +12,10 @@ def train(config: TrainConfig, resume: bool = False, report: Report = print) -> 
         from rrm_jax.training.supervised import train_supervised
 
         return train_supervised(config, resume, report)
+    if config.method == "dpo":
+        from rrm_jax.training.dpo import train_dpo
+
+        return train_dpo(config, resume, report)
     from rrm_jax.training.grpo import train_grpo
 
     return train_grpo(config, resume, report)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from rrm_jax.data.pairs import open_pairs
+from rrm_jax.data.pairs import open_pairs, open_questions
 from rrm_jax.data.prepared import Prepared, content_file, is_prepared
 from rrm_jax.data.stream import PairStream, Part
 from rrm_jax.data.tokenizer import Tokenizer
@@ -16,10 +16,14 @@ from rrm_jax.training.token_cache import Encode, TokenCache, open_token_cache
 
 
 def open_parts(config: TrainConfig, report: Callable[[str], None]) -> list[Part]:
-    """The parts of `data.train`. Raises RrmError where one cannot be trained on; bad rows are reported and left out."""
+    """The parts of `data.train`: pairs, or, for GRPO on a policy, questions.
+
+    Raises RrmError where one cannot be trained on; bad rows are reported and left out.
+    """
     if not config.data.parts:
         raise RrmError("data.train is an empty list; name a file, or parts as {path, weight}")
-    return [Part(open_pairs(Path(part.path), report, config.data.limit), part.weight) for part in config.data.parts]
+    opened = open_questions if (config.task, config.method) == ("policy", "grpo") else open_pairs
+    return [Part(opened(Path(part.path), report, config.data.limit), part.weight) for part in config.data.parts]
 
 
 def encode_of(config: TrainConfig, tokenizer: Tokenizer, template: Template) -> Encode:

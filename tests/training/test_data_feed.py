@@ -84,8 +84,8 @@ def test_one_part_is_the_stream_of_its_rows():
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        ([], "no pairs"),
-        ([Part([], 1)], "no pairs"),
+        ([], "no rows"),
+        ([Part([], 1)], "no rows"),
         ([Part(pairs(1), 0)], "above 0"),
         ([Part(pairs(1), float("nan"))], "0"),
     ],
@@ -128,7 +128,7 @@ parts = [Part(open_pairs(Path(file), print), len(files) - at) for at, file in en
 feed = Feed(PairStream(parts, 5), Encode(load_template(template), Tokenizer.load(Path(tokenizer)), int(longest), True))
 shard = feed.shard(16, 8, int(process), int(count))
 for _ in range(3):
-    shown = [(pair, hashlib.sha256(str(prompt.ids).encode()).hexdigest()) for pair, prompt in next(shard)]
+    shown = [(pair, hashlib.sha256(str(ids).encode()).hexdigest()) for pair, ids, _ in next(shard)]
     print(*(f"{pair.id}:{pair.label}:{digest}" for pair, digest in shown))
 """
 
@@ -143,8 +143,8 @@ def shares(count: int, template: str | Path, tokenizer: Path, longest: int, file
     return [each.communicate()[0].splitlines()[-3:] for each in run]
 
 
-def digest(prompt) -> str:
-    return hashlib.sha256(str(prompt.ids).encode()).hexdigest()
+def digest(ids) -> str:
+    return hashlib.sha256(str(ids).encode()).hexdigest()
 
 
 def joined(shared: list[list[str]]) -> list[str]:
@@ -158,7 +158,7 @@ def test_processes_share_one_global_order(encode, tmp_path):
     write_word_tokenizer(tmp_path, world.WORDS)
     parts = [Part(open_pairs(file, print), 2 - at) for at, file in enumerate(files)]
     feed = Feed(PairStream(parts, 5), encode)
-    whole = [f"{pair.id}:{pair.label}:{digest(prompt)}" for pair, prompt in feed.take(16, 24)]
+    whole = [f"{pair.id}:{pair.label}:{digest(ids)}" for pair, ids, _ in feed.take(16, 24)]
     for count in (2, 4):
         assert joined(shares(count, tmp_path / "template.toml", tmp_path, MAX_TOKENS, files)) == whole
     with pytest.raises(RrmError, match="cannot be split evenly over 3"):
@@ -194,8 +194,8 @@ def test_both_orders_follow_one_another(encode):
     shown = Feed(PairStream(rows, 0), encode, both_orders=True).take(3, 4)
     assert len(shown) == 8
     for first, second in zip(shown[::2], shown[1::2], strict=True):
-        assert second.pair == swap(first.pair)
-        assert second.prompt == Feed(PairStream([second.pair], 0), encode)._compute.encode(second.pair).prompt(False)
+        assert second.row == swap(first.row)
+        assert second.prompt_ids == encode(second.row).prompt_ids(turned=False)
 
 
 def test_workers_leave_the_accelerator_alone_raise_and_end(encode):

@@ -18,7 +18,9 @@ from rrm_jax.parallel.mesh import make_mesh
 from rrm_jax.training import learner as learner_module
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.experience import check_version
+from rrm_jax.training.judge_task import JudgeTask
 from rrm_jax.training.learner import Learner
+from rrm_jax.training.rollout_mesh import meshes
 from rrm_jax.training.rollouts import Group, add_rewards, assemble, informative
 from rrm_jax.training.train import train
 
@@ -34,7 +36,7 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _one_device(monkeypatch):
-    monkeypatch.setattr(learner_module, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+    monkeypatch.setattr(learner_module, "meshes", functools.partial(meshes, devices=jax.devices()[:1]))
 
 
 def _config(home: Path, output: str, **changes) -> TrainConfig:
@@ -88,7 +90,7 @@ def test_asynchronous_rollouts_are_one_step_old_and_a_resumed_run_has_the_same(h
 
 def test_two_threads_never_share_a_mesh(home, monkeypatch):
     monkeypatch.undo()
-    with pytest.raises(RrmError, match="the mesh has 8"):
+    with pytest.raises(RrmError, match=r"both would use the 8 devices; give .* rollout\.devices"):
         _train(home, "ahead8", rollout__asynchronous=True, grpo__importance_cap=2.0)
     assert not (home / "ahead8").exists()
 
@@ -175,6 +177,7 @@ def test_rollouts_of_another_version_are_refused(home):
     config = _config(home, "version")
     learner = Learner(config)
     groups = [_group(1, [1, 2]), _group(1, [1, 1])]
+    JudgeTask(config, print).reward(groups)
     rollouts = assemble(groups, config, version=0)
     assert check_version(rollouts, learner, config, 1) == 0
     learner.version = 1
@@ -194,6 +197,7 @@ def test_rewards_are_what_the_configuration_says(home):
     changes = {"rollout__max_new_tokens": 8, "reward": {"invalid": 0.5, "length": 0.4, "overlong_tokens": 4}}
     config = _config(home, "rewards", **changes)
     group = _group(2, [2, 1, None, 2], [2, 4, 6, 8])
+    JudgeTask(config, print).reward([group])
     assert Group.from_json(json.loads(json.dumps(group.to_json()))) == group
     rollouts = assemble([group], config, 0)
     expected = [1 - 0.1, -1 - 0.2, -1 - 0.5 - 0.3 - 0.5, 1 - 0.4 - 1]
@@ -210,12 +214,14 @@ def test_rewards_are_what_the_configuration_says(home):
 def test_consistency_pairs_the_two_orders(home):
     config = _config(home, "consistent", reward={"consistency": 1.0})
     groups = [_group(1, [1, 1]), _group(2, [2, 1]), _group(2, [1, 1]), _group(1, [1, 2])]
+    task = JudgeTask(config, print)
+    task.reward(groups)
     rollouts = assemble(groups, config, 0)
     # The first pair: sample 0 right in both orders, sample 1 in the first alone. The second: never in both.
     np.testing.assert_array_equal(rollouts.reward_PG, [[1, -1], [1, -1], [-1, -1], [-1, -1]])
     # Names the same response in both orders: yes, no; no, yes (wrong both times).
-    assert rollouts.extra["order_consistency"] == 0.5
-    np.testing.assert_array_equal(informative(groups, config), [True, True, False, False])
+    assert task.metrics(groups) == {"order_consistency": 0.5}
+    np.testing.assert_array_equal(informative(groups, task.prompts_per_row), [True, True, False, False])
 
 
 def test_a_run_shows_both_orders(home):

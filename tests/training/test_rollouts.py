@@ -1,5 +1,7 @@
 """What is asked of a generator, and what becomes of its completions."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -7,9 +9,10 @@ from rrm_jax.data.records import Pair
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
 from rrm_jax.judging.template import load_template
+from rrm_jax.judging.verdict import verdict_of_completion
 from rrm_jax.quickstart import world
 from rrm_jax.sampling.protocol import Completion, Decoding
-from rrm_jax.training.feed import Shown
+from rrm_jax.training.feed import Asked
 from rrm_jax.training.rollouts import Ask, collect
 from rrm_jax.training.token_cache import Encode
 
@@ -43,33 +46,39 @@ def encode(tmp_path_factory) -> Encode:
 
 
 @pytest.fixture(scope="module")
-def ask(encode) -> Ask:
-    decoding = Decoding(1.0, max_new_tokens=4, stop_ids=encode.tokenizer.stop_ids)
-    return Ask(encode.tokenizer, False, decoding, group_size=3, seed=5)
+def tokenizer(encode) -> Tokenizer:
+    return encode.tokenizer
 
 
 @pytest.fixture(scope="module")
-def shown(encode) -> list[Shown]:
-    return [Shown(pair, encode(pair).prompt(turned=False)) for pair in PAIRS]
+def ask(encode) -> Ask:
+    decoding = Decoding(1.0, max_new_tokens=4, stop_ids=encode.tokenizer.stop_ids)
+    read = functools.partial(verdict_of_completion, tokenizer=encode.tokenizer, thinking=False)
+    return Ask(read, decoding, group_size=3, seed=5)
 
 
-def test_groups_are_put_together_as_completions_come(ask, shown):
+@pytest.fixture(scope="module")
+def shown(encode) -> list[Asked]:
+    return [Asked(pair, encode(pair).prompt_ids(turned=False), False) for pair in PAIRS]
+
+
+def test_groups_are_put_together_as_completions_come(ask, shown, tokenizer):
     counted = []
-    groups = collect(Fake(ask.tokenizer), ask, shown, step=1, finished=lambda: counted.append(1))
+    groups = collect(Fake(tokenizer), ask, shown, step=1, finished=lambda: counted.append(1))
     assert len(counted) == 6
     for pair, group in zip(PAIRS, groups, strict=True):
-        assert group.shown == pair
-        assert group.verdicts == [1, 2, None]
+        assert group.asked == pair
+        assert group.answers == [1, 2, None]
         assert group.finished == [True, True, False]
         # The end token stays: stopping is learnt like everything else.
-        assert [ids[-1] == ask.tokenizer.eos_id for ids in group.completion_ids] == [True, True, False]
+        assert [ids[-1] == tokenizer.eos_id for ids in group.completion_ids] == [True, True, False]
         assert [len(x) for x in group.completion_ids] == [len(x) for x in group.sampler_logprobs]
     assert groups[0].prompt_ids != groups[1].prompt_ids
 
 
-def test_a_pair_seen_again_draws_new_noise(ask, shown):
+def test_a_pair_seen_again_draws_new_noise(ask, shown, tokenizer):
     """Noise belongs to (seed, id, sample): no two requests of a run have the same."""
-    fake = Fake(ask.tokenizer)
+    fake = Fake(tokenizer)
     for step in (1, 2):
         for draw in (0, 2):  # dynamic sampling goes on within the step
             collect(fake, ask, [shown[0], shown[0]], step, draw)
@@ -78,16 +87,16 @@ def test_a_pair_seen_again_draws_new_noise(ask, shown):
     assert {request.seed for request in fake.requests} == {5}
 
 
-def test_a_generator_that_leaves_something_out_is_found_out(ask, shown):
+def test_a_generator_that_leaves_something_out_is_found_out(ask, shown, tokenizer):
     class Lazy(Fake):
         def generate(self, requests):
             yield from list(super().generate(requests))[1:]
 
     with pytest.raises(RuntimeError, match="left out 1 of 6"):
-        collect(Lazy(ask.tokenizer), ask, shown, step=1)
+        collect(Lazy(tokenizer), ask, shown, step=1)
 
 
-def test_logprobs_are_those_the_sampler_gave(ask, shown):
-    (group, _) = collect(Fake(ask.tokenizer), ask, shown, step=1)
+def test_logprobs_are_those_the_sampler_gave(ask, shown, tokenizer):
+    (group, _) = collect(Fake(tokenizer), ask, shown, step=1)
     for logprobs in group.sampler_logprobs:
         np.testing.assert_allclose(logprobs, -0.1 * np.arange(len(logprobs)))

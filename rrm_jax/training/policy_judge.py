@@ -1,0 +1,114 @@
+"""The judge that rewards a policy: its weights beside the policy's, on other devices, or at a server."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rrm_jax.checkpoints.assets import JUDGE_TEMPLATE
+from rrm_jax.checkpoints.load import load_model
+from rrm_jax.checkpoints.sources import open_source
+from rrm_jax.data.tokenizer import Tokenizer
+from rrm_jax.judging.judge import Judge
+from rrm_jax.judging.template import check_template, load_template
+from rrm_jax.models.attention import choose_backend
+from rrm_jax.models.decoder import Options
+from rrm_jax.parallel.mesh import partition_spec, platform_of
+from rrm_jax.parallel.offload import to_device, to_host
+from rrm_jax.sampling.protocol import Decoding, Generator
+from rrm_jax.sampling.remote import RemoteGenerator
+from rrm_jax.sampling.sampler import Sampler, position_limit
+from rrm_jax.training.policy_config import TournamentJudgeConfig
+from rrm_jax.training.run import Report, Run
+
+
+class PolicyJudge:
+    """`with turn() as judge`: its weights are where sampling reads them inside, and wait as `idle` says outside."""
+
+    def __init__(self, run: Run, settings: TournamentJudgeConfig, report: Report):
+        source = open_source(settings.model)
+        for note in source.notes:
+            report(note)
+        own = source.assets / JUDGE_TEMPLATE
+        template = load_template(settings.template or (own if own.is_file() else "default"))
+        thinking = settings.thinking
+        thinking = bool(source.facts.get("judge_thinking", True)) if thinking is None else thinking
+        if warning := check_template(template, source.facts, [str(source.path)], thinking):
+            report(f"warning: {warning}")
+        tokenizer = Tokenizer.load(source.assets)
+        identity = settings.backend_model or f"{source.fingerprint()} in {run.config.model.compute_dtype}"
+        decoding = Decoding(settings.temperature, max_new_tokens=settings.max_new_tokens)
+        self._weights: _Weights | None = None
+        generator: Generator
+        if settings.backend is None:
+            self._weights = _Weights(run, settings)
+            generator = self._weights.sampler
+        else:
+            remote = RemoteGenerator(
+                settings.backend,
+                settings.backend_model or "",
+                tokenizer,
+                api=settings.backend_api,
+                concurrency=settings.concurrency,
+            )
+            remote.check(decoding)
+            generator = remote
+        room = position_limit(source.config) - settings.max_new_tokens
+        self._judge = Judge(
+            generator,
+            tokenizer,
+            template,
+            decoding,
+            seed=run.config.seed,
+            votes=settings.votes,
+            order=settings.order,
+            thinking=thinking,
+            max_prompt_tokens=min(settings.max_prompt_tokens, room),
+            model=identity,
+        )
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is asked at a server."""
+        return self._weights is None
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[Judge]:
+        if self._weights is None:
+            yield self._judge
+            return
+        with self._weights.in_use():
+            yield self._judge
+
+
+class _Weights:
+    """A judge's weights on the policy's mesh."""
+
+    def __init__(self, run: Run, settings: TournamentJudgeConfig):
+        mesh, dtype = run.learner.mesh, jnp.dtype(run.config.model.compute_dtype)
+        # On one device there is nothing to split: what waited there would be a second copy.
+        self._idle = "ready" if settings.idle == "sharded" and mesh.size == 1 else settings.idle
+        loaded = load_model(settings.model, mesh=mesh, dtype=dtype, stacked=True)
+        attention = choose_backend(loaded.config, dtype, platform_of(mesh))
+        options = Options(dtype, attention.backend, spec=partition_spec)
+        self.sampler = Sampler(loaded.config, loaded.params, options, mesh, settings.batch_size)
+        if self._idle == "ready":
+            return
+        self.sampler.release()
+        self._at: Any = jax.tree.map(lambda x: x.sharding, loaded.params)
+        self._waiting = to_host(loaded.params) if self._idle == "host" else loaded.params
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        if self._idle == "ready":
+            yield
+            return
+        here = to_device(self._waiting, self._at) if self._idle == "host" else self._waiting
+        self.sampler.update(here)
+        del here
+        try:
+            yield
+        finally:
+            self.sampler.release()
