@@ -12,7 +12,10 @@ def command(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of one that comes with the package.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, as key=value.")] = None,
     topology: Annotated[
-        str, typer.Option(help="Devices to plan for: a TPU slice (v4, v5e, v5p, v6e), v5p:4x4x4 say, or GPUs, h100:8.")
+        str,
+        typer.Option(
+            help="Devices to plan for: a TPU slice (v4, v5e, v5p, v6e), v5p:4x4x4, two, 2xv5p:4x4x4, or GPUs, h100:8."
+        ),
     ] = "v5p:4x4x4",
     model: Annotated[
         str | None,
@@ -50,6 +53,8 @@ def command(
 
     Exit code 0: it fits; 1: it does not, and what to change is printed.
 
+    What samples on devices of its own (rollout.devices) is planned with --analytic alone.
+
     With --analytic, which any GPU will do for, temporaries and exchanges are a model of what is large: see
     docs/planning.md for its error.
 
@@ -58,6 +63,7 @@ def command(
       rrm plan rrm_7b.yaml --model 7b --topology v6e:4x4 mesh.tensor=2
       rrm plan rrm_32b.yaml --model 32b --topology h100:32 --analytic
       rrm plan rrm_32b.yaml --model 32b --topology v6e:8x8 --search
+      rrm plan rrm_7b.yaml --model 7b --topology h100:8 --analytic rollout.devices=2
     """
     import jax
 

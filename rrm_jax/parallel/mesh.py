@@ -1,6 +1,8 @@
 """Device meshes, and the one table that maps logical axes of arrays to mesh axes."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ from rrm_jax.errors import RrmError
 from rrm_jax.models.params import ParamSpec
 
 AXES = ("data", "fsdp", "tensor")
+_TYPES = (AxisType.Auto,) * 3
 
 RULES: dict[str, tuple[str, ...]] = {
     # activations
@@ -44,32 +47,64 @@ class MeshShape:
 
 
 def make_mesh(shape: MeshShape = MeshShape(), devices: Any = None) -> Mesh:
-    """A `data × fsdp × tensor` mesh over `devices` (default: all). Raises MeshError with the device count."""
+    """A `data × fsdp × tensor` mesh over `devices` (default: all).
+
+    Of several TPU slices every one has its part of `data`, so that fsdp and tensor stay on the links within a slice.
+    Raises MeshError with the device count, or where `data` is not a multiple of the slices.
+    """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = mesh_sizes(shape, len(devices))
-    types = (AxisType.Auto,) * 3
+    slices = _slices(devices)
+    sizes = mesh_sizes(shape, len(devices), len(slices))
+    return Mesh(_laid_out(sizes, devices, slices), AXES, axis_types=_TYPES)
+
+
+def relaid(mesh: Mesh, shape: MeshShape) -> Mesh:
+    """A mesh of another shape over the same devices in the same order, so that one program may take arrays of the one
+    and give arrays of the other: JAX refuses that for two orders. Raises MeshError as `make_mesh` does."""
+    sizes = mesh_sizes(shape, mesh.size, len(_slices(mesh.devices.flat)))
+    return Mesh(mesh.devices.reshape(sizes), AXES, axis_types=_TYPES)
+
+
+def _slices(devices: Any) -> list[int]:
+    """Indices of the TPU slices that the devices are of. JAX calls hosts with GPUs slices too: those share a network
+    that any axis may go across."""
+    return sorted({getattr(device, "slice_index", 0) if device.platform == "tpu" else 0 for device in devices})
+
+
+def _laid_out(sizes: tuple[int, int, int], devices: list[Any], slices: list[int]) -> np.ndarray:
+    if len(slices) == 1:
+        return _split_if_need_be(functools.partial(mesh_utils.create_device_mesh, sizes, devices))
+    counts = [sum(device.slice_index == one for device in devices) for one in slices]
+    if len(set(counts)) > 1:
+        raise MeshError(f"a mesh over {len(slices)} slices has as many devices of each, not {counts}")
+    within, across = (sizes[0] // len(slices), *sizes[1:]), (len(slices), 1, 1)
+    return _split_if_need_be(functools.partial(mesh_utils.create_hybrid_device_mesh, within, across, devices))
+
+
+def _split_if_need_be(arranged: Callable[..., np.ndarray]) -> np.ndarray:
     try:
-        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+        return arranged()
     except NotImplementedError:  # sizes that are no products of a TPU slice's dimensions, 8 × 2 of 4 × 4: one is split
-        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-        return Mesh(grid, AXES, axis_types=types)
+        return arranged(allow_split_physical_axes=True)
 
 
-def mesh_sizes(shape: MeshShape, devices: int) -> tuple[int, int, int]:
-    """Of each axis, over so many devices. Raises MeshError."""
+def mesh_sizes(shape: MeshShape, devices: int, slices: int = 1) -> tuple[int, int, int]:
+    """Of each axis, over so many devices, which are of so many TPU slices. Raises MeshError."""
+    told = f"mesh data={shape.data}, fsdp={shape.fsdp}, tensor={shape.tensor}"
     sizes = [shape.data, shape.fsdp, shape.tensor]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        raise MeshError(
-            f"mesh data={shape.data}, fsdp={shape.fsdp}, tensor={shape.tensor}: sizes are ≥ 1, and one may be -1"
-        )
+        raise MeshError(f"{told}: sizes are ≥ 1, and one may be -1")
     known = int(np.prod([size for size in sizes if size != -1]))
     if -1 in sizes and devices % known == 0:
         sizes[sizes.index(-1)] = devices // known
     if int(np.prod(sizes)) != devices:
-        raise MeshError(
-            f"mesh data={shape.data}, fsdp={shape.fsdp}, tensor={shape.tensor} does not fit {devices} device(s)"
-        )
+        raise MeshError(f"{told} does not fit {devices} device(s)")
     data, fsdp, tensor = sizes
+    if data % slices:
+        raise MeshError(
+            f"{told}: the devices are of {slices} slices, which no links join, and only data goes across; make it a "
+            f"multiple of {slices}"
+        )
     return data, fsdp, tensor
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
+from rrm_jax.errors import RrmError
 from rrm_jax.models.config import DecoderConfig
 from rrm_jax.parallel.mesh import AXES, MeshShape, mesh_sizes
 from rrm_jax.planning.collectives import Exchange
@@ -17,24 +18,37 @@ from rrm_jax.planning.memory import Footprint
 from rrm_jax.planning.programs import BLOCK, Program, RunPrograms, device_bytes
 from rrm_jax.planning.topology import Topology
 from rrm_jax.sampling.call import PREFILL_TOKENS
-from rrm_jax.training.config import TrainConfig
+from rrm_jax.training.config import MeshConfig, TrainConfig
+from rrm_jax.training.rollout_mesh import check_divides
 from rrm_jax.training.throughput import layer_weights
 
 _LOGITS = 128 * 2**20  # a chunk of float32 logits, see rl/logprobs.py
 
 
 def programs_of(config: TrainConfig, decoder: DecoderConfig, topology: Topology) -> RunPrograms:
-    """For a topology without devices. Raises RrmError where the mesh does not fit it, or the model."""
-    sizes = mesh_sizes(MeshShape(**config.mesh.model_dump()), topology.count)
+    """For a topology without devices. Raises RrmError where a mesh does not fit it, or the model."""
+    rollout, count = config.rollout, topology.count
+    if rollout.devices >= count:
+        raise RrmError(f"rollout.devices={rollout.devices} leaves none of {count} devices to train")
+    training = _abstract(config.mesh, count - rollout.devices, topology)
+    if rollout.devices:
+        sampling = _abstract(rollout.mesh or MeshConfig(), rollout.devices, topology)
+        check_divides(training, sampling)
+    else:
+        sampling = training if rollout.mesh is None else _abstract(rollout.mesh, count, topology)
+    return RunPrograms(config, decoder, training, sampling)
+
+
+def _abstract(shape: MeshConfig, devices: int, topology: Topology) -> AbstractMesh:
+    sizes = mesh_sizes(MeshShape(**shape.model_dump()), devices, topology.slices)
     kind = jax.sharding.AbstractDevice(topology.accelerator.kinds[0], None, platform=topology.platform)
-    mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=kind)
-    return RunPrograms(config, decoder, mesh)
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=kind)
 
 
-def estimated(programs: RunPrograms) -> Iterator[Footprint]:
-    """Every program's footprint."""
+def estimated(programs: RunPrograms, slices: int = 1) -> Iterator[Footprint]:
+    """Every program's footprint, on so many TPU slices."""
     sizes = {name: device_bytes(tree) for name, tree in programs.state.items()}
-    model = _Model(programs)
+    model = _Model(programs, slices)
     for program in programs.all():
         holds = {name: sizes[name] for name in (*program.takes, *program.beside)}
         if program.gives in sizes and program.gives not in holds:
@@ -46,45 +60,50 @@ def estimated(programs: RunPrograms) -> Iterator[Footprint]:
 
 
 class _Model:
-    def __init__(self, programs: RunPrograms):
+    def __init__(self, programs: RunPrograms, slices: int):
+        self.slices = slices
         self.programs, self.config, self.decoder = programs, programs.config, programs.decoder
         mesh = programs.mesh.shape
         self.data, self.fsdp, self.tensor = (mesh[axis] for axis in AXES)
+        self.sampling_tensor = programs.rollout_mesh.shape["tensor"]
         self.width = 2 if self.config.model.compute_dtype == "bfloat16" else 4
         batch = programs.micro_batch
         self.rows, self.time = len(batch.rows) // programs.learner.ways, batch.time
         self.tokens = self.rows * self.time
-        self.table = self.decoder.vocab_size * self.decoder.hidden_size / self.tensor
-        self.weights = (self.decoder.num_layers * layer_weights(self.decoder)) / self.tensor
+        table, layers = self.decoder.vocab_size * self.decoder.hidden_size, self.decoder.num_layers
+        self.table, self.weights = table / self.tensor, layers * layer_weights(self.decoder) / self.tensor
 
     def temporaries(self, program: Program) -> float:
         name, decoder = program.name, self.decoder
         if name == "hand-over":
-            return self.programs.decoder.num_parameters / self.tensor * self.width / 2
+            gathered = self.programs.decoder.num_parameters / 2
+            if self.programs.apart:  # a layer at a time, but for the tables
+                gathered = max(2 * decoder.vocab_size * decoder.hidden_size, layer_weights(decoder))
+            return gathered / self.sampling_tensor * self.width
         if name == "log-probs":
             output = self.table * self.width + 2 * _LOGITS
-            return max(self._layer(self.tokens) + self._gathered(), output)
+            return max(self._layer(self.tokens, self.tensor) + self._gathered(), output)
         if name == "forward and backward":
             kept = self._kept()
             output = self.table * (self.width + 4) + 3 * _LOGITS
             gradients = 0 if self.config.model.lora else (self.weights / self.fsdp) * self.width
             # Logits come before the first layer's backward pass: the two are not held at once.
-            return kept + gradients + max(2 * (self._layer(self.tokens) + 2 * self._gathered()), output)
+            return kept + gradients + max(2 * (self._layer(self.tokens, self.tensor) + 2 * self._gathered()), output)
         if name == "decode":
-            own = self.programs.slots / self.programs.learner.ways
-            return 4 * own * decoder.vocab_size + self._layer(own)
+            own = self.programs.slots / self.programs.engine.ways
+            return 4 * own * decoder.vocab_size + self._layer(own, self.sampling_tensor)
         if name == "prefill":
-            return self._layer(PREFILL_TOKENS)
+            return self._layer(PREFILL_TOKENS, self.sampling_tensor)
         return 0.0
 
-    def _layer(self, tokens: float) -> float:
+    def _layer(self, tokens: float, tensor: int) -> float:
         """Activations of one layer."""
         decoder = self.decoder
-        heads = (2 * decoder.num_heads + 2 * decoder.num_kv_heads) * decoder.head_dim / self.tensor
-        each = 3 * decoder.hidden_size + heads + 3 * decoder.intermediate_size / self.tensor
+        heads = (2 * decoder.num_heads + 2 * decoder.num_kv_heads) * decoder.head_dim / tensor
+        each = 3 * decoder.hidden_size + heads + 3 * decoder.intermediate_size / tensor
         scores = 0.0
         if self.programs.learner.options.attention == "xla" and tokens == self.tokens:
-            scores = 2 * 4 * self.rows * decoder.num_heads / self.tensor * self.time**2
+            scores = 2 * 4 * self.rows * decoder.num_heads / tensor * self.time**2
         return self.width * tokens * each + scores
 
     def _gathered(self) -> float:
@@ -102,24 +121,43 @@ class _Model:
 
     def exchanges(self, program: Program) -> Iterator[Exchange]:
         name, layers = program.name, self.decoder.num_layers
-        own = self.fsdp - 1
-        whole = (self.weights + 2 * self.table) * self.width
-        if own and name in ("log-probs", "forward and backward", "hand-over"):
+        own, whole = self.fsdp - 1, (self.weights + 2 * self.table) * self.width
+        if name == "hand-over":
+            yield from self._handed_over(whole)
+        if own and name in ("log-probs", "forward and backward"):
             passes = 2 if name == "forward and backward" else 1
             yield Exchange("all-gather", "fsdp", 7 * layers * passes, passes * whole * own / self.fsdp)
         if own and name == "forward and backward" and not self.config.model.lora:
             yield Exchange("reduce-scatter", "fsdp", 7 * layers, whole * own / self.fsdp)
         if self.data > 1 and name == "forward and backward" and not self.config.model.lora:
             gradient = whole / self.fsdp
-            yield Exchange("all-reduce", "data", 7 * layers, 2 * gradient * (self.data - 1) / self.data)
-        if self.tensor > 1:
-            tokens = {"log-probs": self.tokens, "forward and backward": self.tokens, "prefill": PREFILL_TOKENS}.get(
-                name, 0
-            )
-            times = 6 if name == "forward and backward" else 2
-            if name == "decode":
-                tokens, times = self.programs.slots / self.programs.learner.ways, 2 * BLOCK
-            if tokens:
-                size = tokens * self.decoder.hidden_size * self.width
-                sent = 2 * size * (self.tensor - 1) / self.tensor
-                yield Exchange("all-reduce", "tensor", times * layers, times * layers * sent)
+            within = self.data // self.slices
+            if within > 1:
+                yield Exchange("all-reduce", "data", 7 * layers, 2 * gradient * (within - 1) / within)
+            if self.slices > 1:
+                sent = 2 * gradient / within * (self.slices - 1) / self.slices
+                yield Exchange("all-reduce", "slices", 7 * layers, sent)
+        yield from self._sums_over_tensor(name)
+
+    def _handed_over(self, whole: float) -> Iterator[Exchange]:
+        """`whole`: bytes of the weights, split over the training mesh's tensor axis."""
+        layers, tensor = self.decoder.num_layers, self.sampling_tensor
+        given = whole * self.tensor
+        missing = given / tensor - given / max(tensor, self.tensor) / self.fsdp
+        if missing > 0:
+            yield Exchange("all-gather", "fsdp" if tensor == self.tensor else "?", 7 * layers, missing)
+        if self.programs.apart:
+            copies = self.programs.rollout_mesh.size / tensor * given
+            yield Exchange("copy", "?", 7 * layers, copies / self.programs.mesh.size)
+
+    def _sums_over_tensor(self, name: str) -> Iterator[Exchange]:
+        of_sampling = name in ("prefill", "decode")
+        tensor = self.sampling_tensor if of_sampling else self.tensor
+        tokens = {"log-probs": self.tokens, "forward and backward": self.tokens, "prefill": PREFILL_TOKENS}.get(name, 0)
+        times = 6 if name == "forward and backward" else 2
+        if name == "decode":
+            tokens, times = self.programs.slots / self.programs.engine.ways, 2 * BLOCK
+        if tensor > 1 and tokens:
+            sent = 2 * tokens * self.decoder.hidden_size * self.width * (tensor - 1) / tensor
+            layers = self.decoder.num_layers
+            yield Exchange("all-reduce", "tensor", times * layers, times * layers * sent)

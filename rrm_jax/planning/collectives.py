@@ -11,12 +11,15 @@ import numpy as np
 from rrm_jax.planning.hlo import Computation, Instruction, executed, parse
 
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+# How TPUs write what goes from slice to slice: pairs of transfers that their runtime makes a collective of.
+_SLICE_TRANSFER = re.compile(r'_xla_megascale_target="\{([\d,]+)\}.*?_xla_megascale_transfer_type="([A-Z_]+)"')
 
 
 @dataclasses.dataclass(frozen=True)
 class Exchange:
-    """`count` collectives of a kind along `axes` ("fsdp", "fsdp × tensor"; "?" where groups follow no axes), in one run
-    of a program; `sent`: the bytes that each device sends in them, if data go around a ring."""
+    """`count` collectives of a kind along `axes` ("fsdp", "fsdp × tensor"; "slices" from TPU slice to slice; "?" where
+    groups follow no axes), in one run of a program; `sent`: the bytes that each device sends in them, if data go around
+    a ring."""
 
     kind: str
     axes: str
@@ -30,6 +33,13 @@ def exchanges(text: str, mesh: Mapping[str, int], turns: int = 1) -> list[Exchan
     counts: dict[tuple[str, str], list[float]] = collections.defaultdict(lambda: [0, 0.0])
     for where, one, times in executed(computations, turns):
         kind = one.opcode.removesuffix("-start")
+        if one.opcode in ("send", "recv") and (between := _SLICE_TRANSFER.search(one.rest)):
+            # Of a collective between slices, that one which has the whole.
+            kind, size = between[2].lower().replace("_", "-"), between[1].count(",") + 1
+            if one.opcode == ("recv" if kind == "all-gather" else "send"):
+                counts[kind, "slices"][0] += times
+                counts[kind, "slices"][1] += times * _sent(kind, one.arrays[0].bytes, size)
+            continue
         if kind not in _KINDS:
             continue
         axes, size = _along(one.rest, mesh)

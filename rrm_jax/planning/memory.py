@@ -52,7 +52,7 @@ def compiled(programs: RunPrograms, only: tuple[str, ...] = ()) -> Iterator[Foot
                 raise
             yield _too_large(program, sizes, str(error), time.perf_counter() - began)
             continue
-        yield _footprint(program, sizes, made, programs.mesh.shape, began)
+        yield _footprint(program, sizes, made, programs.mesh_of(program.name).shape, began)
 
 
 def _footprint(program: Program, sizes: Mapping[str, int], made, mesh: Mapping[str, int], began: float) -> Footprint:

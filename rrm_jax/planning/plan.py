@@ -9,12 +9,12 @@ from rrm_jax.checkpoints.assets import CONFIG, read_config
 from rrm_jax.errors import RrmError
 from rrm_jax.models.config import DecoderConfig
 from rrm_jax.models.presets import PAPER_MODELS
-from rrm_jax.parallel.mesh import MeshShape, make_mesh
 from rrm_jax.planning.memory import Footprint, compiled
 from rrm_jax.planning.programs import RunPrograms
 from rrm_jax.planning.roofline import StepTime, step_time
 from rrm_jax.planning.topology import Topology
 from rrm_jax.training.config import TrainConfig
+from rrm_jax.training.rollout_mesh import meshes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Plan:
     decoder: DecoderConfig
     topology: Topology
     mesh: dict[str, int]
+    rollout_mesh: dict[str, int]
     micro_batch: tuple[int, int]
     slots: int
     attention: str
@@ -77,7 +78,12 @@ def plan(
     Raises RrmError where the mesh does not fit the devices or the model, or where there is no compiler.
     """
     require_compiler(topology)
-    programs = RunPrograms(config, decoder, make_mesh(MeshShape(**config.mesh.model_dump()), topology.devices))
+    if config.rollout.devices:
+        raise RrmError(
+            "rollout.devices: compilers of devices that are not here make programs for all of them, not for some; give "
+            "--analytic for an estimate by arithmetic"
+        )
+    programs = RunPrograms(config, decoder, *meshes(config, topology.devices))
     footprints = []
     for footprint in compiled(programs, only):
         footprints.append(footprint)
@@ -112,8 +118,8 @@ def assemble(
     time = step_time(programs, footprints, topology, prompt, new, assumed.efficiency)
     batch = programs.micro_batch
     return Plan(
-        config, programs.decoder, topology, dict(programs.mesh.shape), (len(batch.rows), batch.time), programs.slots,
-        programs.learner.attention.backend, footprints, time, how,
+        config, programs.decoder, topology, dict(programs.mesh.shape), dict(programs.rollout_mesh.shape),
+        (len(batch.rows), batch.time), programs.slots, programs.learner.attention.backend, footprints, time, how,
     )  # fmt: skip
 
 

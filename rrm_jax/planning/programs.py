@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rrm_jax.errors import RrmError
 from rrm_jax.models.config import DecoderConfig
 from rrm_jax.models.params import abstract_params
 from rrm_jax.parallel.mesh import batch_sharding, platform_of
@@ -28,6 +29,9 @@ from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.learner_programs import LearnerPrograms
 from rrm_jax.training.optimizer import abstract_opt_state
 from rrm_jax.training.scoring import logprobs_of
+
+SAMPLING = ("prefill", "decode")
+"""The programs that run on the rollout mesh."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,19 +50,21 @@ class Program:
 
 
 class RunPrograms:
-    """The programs of a run on `mesh`, in the order in which a step runs them, and what the state holds.
+    """The programs of a run, in the order in which a step runs them, and what the state holds.
 
-    An abstract mesh will do for what is not lowered.
+    It trains on `mesh` and samples on `rollout_mesh`, of the same devices or, with `rollout.devices`, others: then
+    `apart`. Abstract meshes will do for what is not lowered.
 
     `state`: abstract trees by name. `micro_batch`: the one that is planned.
     """
 
-    def __init__(self, config: TrainConfig, decoder: DecoderConfig, mesh: Any):
-        self.config, self.decoder, self.mesh = config, decoder, mesh
+    def __init__(self, config: TrainConfig, decoder: DecoderConfig, mesh: Any, rollout_mesh: Any):
+        self.config, self.decoder, self.mesh, self.rollout_mesh = config, decoder, mesh, rollout_mesh
+        self.apart = config.rollout.devices > 0
         self.learner = learner = LearnerPrograms(config, decoder, mesh)
         self.samples = config.method == "grpo" or config.data.eval is not None
         dtype = np.dtype(learner.options.dtype)
-        self.engine = engine.programs(config=decoder, options=learner.options, mesh=mesh, cache_dtype=dtype,
+        self.engine = engine.programs(config=decoder, options=learner.options, mesh=rollout_mesh, cache_dtype=dtype,
                                       weight_dtype=dtype)  # fmt: skip
         self.micro_batch = longest_micro_batch(learner)
         self.state = self._state()
@@ -94,25 +100,30 @@ class RunPrograms:
     @property
     def slots(self) -> int:
         """Rows that are sampled at a time, over all devices."""
-        ways = self.learner.ways
+        ways = self.engine.ways
         return -(-self.config.rollout.batch_size // ways) * ways
 
     @property
     def prompts(self) -> int:
         """Prompts that the sampler keeps: those of its rows, and one more for each part of the batch to go on with."""
-        part, ways = self.slots // self.learner.ways, self.learner.ways
+        ways = self.engine.ways
+        part = self.slots // ways
         group = self.config.rollout.group_size if self.config.method == "grpo" else 1
         return ways * min(bucket(-(-part // group) + 1, 1), part)
 
+    def mesh_of(self, name: str) -> Any:
+        """That of a program."""
+        return self.rollout_mesh if name in SAMPLING else self.mesh
+
     @property
     def resting(self) -> tuple[str, ...]:
-        """State that is on the devices whatever is run."""
+        """State that is on the training devices whatever is run."""
         config = self.config
         names = ["parameters"]
         names += [] if config.optimizer.offload else ["optimiser"]
         names += ["frozen model"] * ("frozen model" in self.state)
         names += ["reference"] * ("reference" in self.state and not config.grpo.offload_reference)
-        names += ["sampler's weights"] * self.samples
+        names += ["sampler's weights"] * (self.samples and not self.apart)
         return tuple(names)
 
     def all(self) -> list[Program]:
@@ -122,10 +133,14 @@ class RunPrograms:
             programs += self._scores()
         return [*programs, *self._update()]
 
-    def _program(self, name: str, lower, takes: tuple[str, ...], gives: str = "temporaries", without=(), more=()):
-        held = [*self.resting, *more]
-        beside = tuple(x for x in held if x in self.state and x not in takes and x not in without)
+    def _program(self, name: str, lower, takes: tuple[str, ...], gives: str = "temporaries", without=()):
+        beside = tuple(x for x in self.resting if x in self.state and x not in takes and x not in without)
         return Program(name, lower, tuple(x for x in takes if x in self.state), beside, gives)
+
+    def _sampler_program(self, name: str, lower, takes: tuple[str, ...], more: tuple[str, ...] = ()):
+        held = more if self.apart else (*self.resting, *more, self._read)
+        beside = tuple(x for x in held if x not in takes)
+        return Program(name, lower, takes, beside)
 
     @property
     def _read(self) -> str:
@@ -144,23 +159,31 @@ class RunPrograms:
             source = "merged copy"
             merge = functools.partial(self._lower, learner.merge, learner.frozen, learner.trained)
             yield self._program("merge adapters", merge, ("frozen model", "parameters"), source)
-        adopt = functools.partial(programs.adopt.lower, state[source])
-        yield self._program("hand-over", adopt, (source,), "sampler's weights", without=("sampler's weights",))
-        more = {"more": (self._read,)}
+        yield self._handed_over(source)
         chunk, limit = self._chunk()
         prefill = functools.partial(programs.prefill.lower, weights, shared, *chunk, limit=limit)
         takes = ("sampler's weights", "prompts' cache")
-        yield self._program("prefill", prefill, takes, more=("rows' cache", self._read))
+        yield self._sampler_program("prefill", prefill, takes, ("rows' cache",))
         takes = ("sampler's weights", "rows' cache", "prompts' cache")
         block = functools.partial(
             programs.decode_block.lower, weights, rows, shared, *self._table(), steps=BLOCK, lookup=None,
-            early=platform_of(self.mesh) != "gpu",
+            early=platform_of(self.rollout_mesh) != "gpu",
         )  # fmt: skip
-        yield self._program("decode", block, takes, **more)
+        yield self._sampler_program("decode", block, takes)
+
+    def _handed_over(self, source: str) -> Program:
+        if not self.apart:
+            adopt = functools.partial(self.engine.adopt.lower, self.state[source])
+            return self._program("hand-over", adopt, (source,), "sampler's weights", without=("sampler's weights",))
+
+        def refused() -> jax.stages.Lowered:
+            raise RrmError("a hand-over to other devices is several programs and copies, and is not lowered as one")
+
+        return self._program("hand-over", refused, (source,))
 
     def _chunk(self) -> tuple[tuple[Any, ...], int]:
         """The last chunk of the longest prompts: arguments of `engine.prefill`, and its `limit`."""
-        longest, ways = self.config.max_prompt_tokens, self.learner.ways
+        longest, ways = self.config.max_prompt_tokens, self.engine.ways
         columns = min(LARGEST_CHUNK, bucket(longest, 32))
         each = min(max(1, call.PREFILL_TOKENS // columns), max(1, self.prompts // ways))
         each = 2 ** int(math.log2(each))
@@ -172,7 +195,7 @@ class RunPrograms:
 
     def _table(self) -> tuple[Any, ...]:
         """Arguments of the decode block after the caches: as `sampling/call.py` makes them on the host."""
-        ways, rows, prompts = self.learner.ways, self.slots, self.prompts
+        ways, rows, prompts = self.engine.ways, self.slots, self.prompts
         whole = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
         group = min(self.config.rollout.group_size, rows // ways) if self.config.method == "grpo" else 1
         table = Table(whole(prompts), whole(ways, prompts // ways, group), whole(ways, rows // ways))

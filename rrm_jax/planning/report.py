@@ -35,7 +35,11 @@ def lines(plan: Plan) -> Iterator[str]:
 
 def heading(plan: Plan) -> Iterator[str]:
     """What is planned, on what, and who says it."""
-    mesh = " × ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    mesh = _axes(plan.mesh)
+    if plan.config.rollout.devices:
+        mesh += f", and to sample {plan.config.rollout.devices} others, mesh {_axes(plan.rollout_mesh)}"
+    elif plan.rollout_mesh != plan.mesh:
+        mesh += f", to sample {_axes(plan.rollout_mesh)}"
     rows, time = plan.micro_batch
     yield (
         f"{plan.decoder.num_parameters / 1e9:.2f} G parameters on {plan.topology.name}: {plan.topology.count} × "
@@ -45,6 +49,10 @@ def heading(plan: Plan) -> Iterator[str]:
         f"micro-batches of {rows} rows × {time:,} tokens, {plan.slots} rows sampled at a time, remat "
         f"{plan.config.model.remat}, attention {plan.attention}"
     )
+
+
+def _axes(mesh: dict[str, int]) -> str:
+    return " × ".join(f"{axis} {size}" for axis, size in mesh.items())
 
 
 def memory_rows(plan: Plan) -> Rows:
@@ -117,8 +125,9 @@ def changes(plan: Plan, peak: Footprint) -> Iterator[tuple[int, str]]:
     if holds.get("reference", 0) and not config.grpo.offload_reference:
         yield holds["reference"], "grpo.offload_reference=true"
     weights, caches = holds.get("sampler's weights", 0), sum(holds.get(name, 0) for name in CACHES)
-    if weights and plan.decoder.num_kv_heads % (2 * mesh["tensor"]) == 0 and mesh["fsdp"] % 2 == 0:
-        yield weights // 2, f"mesh.tensor={2 * mesh['tensor']} (the sampler's weights are split by tensor alone)"
+    where, sampling = ("rollout.mesh" if _samples_elsewhere(plan) else "mesh"), plan.rollout_mesh
+    if weights and plan.decoder.num_kv_heads % (2 * sampling["tensor"]) == 0 and sampling["fsdp"] % 2 == 0:
+        yield weights // 2, f"{where}.tensor={2 * sampling['tensor']} (the sampler's weights are split by tensor alone)"
     if caches and _rows_can_halve(plan):
         yield caches // 2, f"rollout.batch_size={plan.slots // 2} (fewer rows at a time)"
     if "temporaries" in holds and peak.name in ("forward and backward", "log-probs"):
@@ -131,8 +140,12 @@ def changes(plan: Plan, peak: Footprint) -> Iterator[tuple[int, str]]:
     yield spread // 2, f"twice as many devices on fsdp ({2 * mesh['fsdp']})"
 
 
+def _samples_elsewhere(plan: Plan) -> bool:
+    return plan.config.rollout.mesh is not None or plan.config.rollout.devices > 0
+
+
 def _rows_can_halve(plan: Plan) -> bool:
-    ways = plan.mesh["data"] * plan.mesh["fsdp"]
+    ways = plan.rollout_mesh["data"] * plan.rollout_mesh["fsdp"]
     return plan.slots % (2 * ways) == 0
 
 

@@ -21,7 +21,7 @@ from jax.sharding import AbstractMesh
 from rrm_jax.parallel.mesh import AXES
 from rrm_jax.parallel.serving_cost import decode_step_seconds, prefill_flops
 from rrm_jax.planning.memory import Footprint
-from rrm_jax.planning.programs import BLOCK, RunPrograms
+from rrm_jax.planning.programs import BLOCK, SAMPLING, RunPrograms
 from rrm_jax.planning.topology import BOX, Topology
 from rrm_jax.sampling.call import PREFILL_TOKENS
 from rrm_jax.training.batches import Example
@@ -35,6 +35,8 @@ _LINKS = {
     "gh200": 450e9, "b200": 900e9, "gb200": 900e9, "h100-pcie": 64e9, "l40s": 32e9, "rtx4090": 32e9,
 }  # fmt: skip
 _BETWEEN_BOXES = 50e9  # a 400 Gb/s adapter a GPU
+# A chip's share of the data centre's network, by the same pages; of v4 they tell none, and v5p's is taken.
+_BETWEEN_SLICES = {"v4": 6.25e9, "v5e": 3.125e9, "v5p": 6.25e9, "v6e": 12.5e9}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,24 +59,32 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class StepTime:
-    """`tokens` that a step's update goes over once, and `update_flops` of the model's own arithmetic."""
+    """`tokens` that a step's update goes over once, and `update_flops` of the model's own arithmetic.
+
+    `devices` are all, `learning` those that update. With `at_once` sampling and the rest go on beside each other.
+    """
 
     phases: tuple[Phase, ...]
     efficiency: float
     devices: int
+    learning: int
+    at_once: bool
     peak_flops: float
     tokens: int
     update_flops: float
 
     @property
     def seconds(self) -> float:
-        return sum(phase.seconds(self.efficiency) for phase in self.phases)
+        parts = [0.0, 0.0]
+        for phase in self.phases:
+            parts[phase.name in SAMPLING] += phase.seconds(self.efficiency)
+        return max(parts) if self.at_once else sum(parts)
 
     @property
     def mfu(self) -> float:
         """Of the update, as `rrm train` reports it."""
         update = sum(p.seconds(self.efficiency) for p in self.phases if p.name in ("forward and backward", "apply"))
-        return self.update_flops / (update * self.devices * self.peak_flops)
+        return self.update_flops / (update * self.learning * self.peak_flops)
 
     @property
     def tokens_per_device_second(self) -> float:
@@ -97,7 +107,9 @@ def step_time(
     work = training_work(programs.decoder, *lengths, repeated=repeated, adapters=adapters)
     phases = tuple(step.phase(one) for one in footprints if not one.failed)
     peak = topology.accelerator.peak_flops
-    return StepTime(phases, efficiency, topology.count, peak, work.tokens, epochs * work.flops)
+    at_once = programs.apart and config.rollout.asynchronous
+    learning = programs.mesh.size
+    return StepTime(phases, efficiency, topology.count, learning, at_once, peak, work.tokens, epochs * work.flops)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +125,11 @@ class _Step:
     epochs: int
 
     def phase(self, one: Footprint) -> Phase:
-        links, chip = link_speeds(self.programs, self.topology), self.topology.accelerator
+        mesh, chip = self.programs.mesh_of(one.name), self.topology.accelerator
+        links = link_speeds(mesh, self.topology)
         network = sum(exchange.sent / links.get(exchange.axes, links["?"]) for exchange in one.exchanges)
         runs, products, memory = self._runs(one.name), self._flops(one.name), one.moved / chip.bandwidth
-        products /= self.topology.count * chip.peak_flops
+        products /= mesh.size * chip.peak_flops
         if one.name == "decode":
             memory = BLOCK * self._decode_step()
         if one.name == "prefill":
@@ -124,7 +137,7 @@ class _Step:
         return Phase(one.name, runs, runs * products, runs * memory, runs * network)
 
     def _runs(self, name: str) -> float:
-        config, ways = self.programs.config, self.programs.learner.ways
+        config, ways = self.programs.config, self.programs.engine.ways
         updates = config.updates_per_step
         if name == "decode":
             return self.count * self.new / self.programs.slots / BLOCK
@@ -165,19 +178,20 @@ class _Step:
     def _decode_step(self) -> float:
         width = 2 if self.programs.config.model.compute_dtype == "bfloat16" else 4
         return decode_step_seconds(
-            self.programs.decoder, self.topology.accelerator, devices=self.programs.mesh.shape["tensor"],
-            slots=self.programs.slots // self.programs.learner.ways, cached=self.prompt / self.group + self.new / 2,
+            self.programs.decoder, self.topology.accelerator, devices=self.programs.rollout_mesh.shape["tensor"],
+            slots=self.programs.slots // self.programs.engine.ways, cached=self.prompt / self.group + self.new / 2,
             seen=self.prompt + self.new / 2, weight_bytes=width, cache_bytes=width,
         )  # fmt: skip
 
 
-def link_speeds(programs: RunPrograms, topology: Topology) -> Mapping[str, float]:
-    """Bytes a second that a device sends along axes of the mesh ("fsdp", "fsdp × tensor"), and at most ("?").
+def link_speeds(mesh: Any, topology: Topology) -> Mapping[str, float]:
+    """Bytes a second that a device sends along axes of the mesh ("fsdp", "fsdp × tensor"), between slices, and at most
+    ("?").
 
     In a TPU slice links go along the torus's dimensions: axes that lie along one of three have a third of them.
     """
-    every, mesh = _LINKS[topology.accelerator.name], programs.mesh
-    speeds = {"?": every}
+    every = _LINKS[topology.accelerator.name]
+    speeds = {"?": every, "slices": _BETWEEN_SLICES.get(topology.accelerator.name, every)}
     for count in range(1, len(AXES) + 1):
         for axes in itertools.combinations(AXES, count):
             name = " × ".join(axis for axis in axes if mesh.shape[axis] > 1)

@@ -27,20 +27,22 @@ def analytic_plan(
 ) -> Plan:
     """A plan without a compiler. Raises RrmError where the mesh does not fit the devices or the model."""
     programs = programs_of(config, decoder, topology)
-    return assemble(programs, topology, tuple(estimated(programs)), assumed, _HOW)
+    return assemble(programs, topology, tuple(estimated(programs, topology.slices)), assumed, _HOW)
 
 
 def candidates(
     config: TrainConfig, decoder: DecoderConfig, topology: Topology
 ) -> Iterator[tuple[Changes, TrainConfig]]:
     """Configurations that differ in mesh, remat, micro-batch tokens and slots, and what was changed in each."""
-    splits = [tensor for tensor in (1, 2, 4, 8) if decoder.num_kv_heads % tensor == topology.count % tensor == 0]
-    parts = [data for data in (1, 2) if topology.count % data == 0]
+    count = topology.count - config.rollout.devices
+    alike = config.rollout.mesh is None and not config.rollout.devices
+    splits = [tensor for tensor in (1, 2, 4, 8) if decoder.num_kv_heads % tensor == count % tensor == 0]
+    parts = [topology.slices * data for data in (1, 2) if count % (topology.slices * data) == 0]
     for tensor, data, remat, rows, slots in itertools.product(splits, parts, ("full", "dots"), _ROWS, _SLOTS):
-        if topology.count % (tensor * data):
+        if count % (tensor * data):
             continue
-        ways = topology.count // tensor
-        if slots < ways or slots % ways:
+        ways = count // tensor
+        if alike and (slots < ways or slots % ways):
             continue
         fsdp = ways // data
         changes = {
@@ -65,7 +67,7 @@ def ranked(
             programs = programs_of(changed, decoder, topology)
         except MeshError:
             continue
-        footprints = tuple(estimated(programs))
+        footprints = tuple(estimated(programs, topology.slices))
         peak = max(footprints, key=lambda one: one.total)
         if peak.total <= _MARGIN * topology.usable:
             found.append((changes, assemble(programs, topology, footprints, assumed, _HOW)))

@@ -1,4 +1,5 @@
-"""Devices that are not here, to compile for: `v5p:4x4x4`, a slice of TPU chips, or `h100:8`, so many GPUs.
+"""Devices that are not here, to compile for: `v5p:4x4x4`, a slice of TPU chips, `2xv5p:4x4x4`, two of them, or
+`h100:8`, so many GPUs.
 
 What is needed is the compiler alone, libtpu or jax[cuda13], never the chip. `Topology.devices` is None where it is not
 installed.
@@ -41,6 +42,7 @@ class Topology:
     devices: Any = dataclasses.field(repr=False)
     compiler: str
     missing: str = ""
+    slices: int = 1
 
     @property
     def usable(self) -> int:
@@ -53,12 +55,15 @@ def topology(name: str, compiling: bool = True) -> Topology:
 
     Without `compiling` no compiler is looked for, and `devices` is None.
     """
-    kind, colon, size = name.partition(":")
-    kind = kind.lower()
+    several = re.fullmatch(r"(\d+)x([a-z].*)", name.lower())
+    kind, colon, size = (several[2] if several else name.lower()).partition(":")
+    slices = int(several[1]) if several else 1
+    if slices < 1 or (several and kind not in _TPUS):
+        raise RrmError(f"topology {name!r}: only slices of TPUs can be several, as 2xv5p:4x4x4; GPUs are a number")
     if kind in _TPUS:
         if not re.fullmatch(r"\d+(x\d+)*", size) or len(size.split("x")) != (2 if kind in ("v5e", "v6e") else 3):
             raise RrmError(f"topology {name!r}: a slice of {kind} is {_example(kind)}, say")
-        return _tpu(name, kind, size, compiling)
+        return _tpu(name, kind, size, slices, compiling)
     if kind not in {known.name for known in ACCELERATORS}:
         names = ", ".join(known.name for known in ACCELERATORS)
         raise RrmError(f"topology {name!r} is not known: give a TPU slice, as v5p:4x4x4, or GPUs, as h100:8 ({names})")
@@ -73,9 +78,9 @@ def _example(kind: str) -> str:
     return f"{kind}:4x4" if kind in ("v5e", "v6e") else f"{kind}:4x4x4"
 
 
-def _tpu(name: str, kind: str, size: str, compiling: bool) -> Topology:
-    chips = math.prod(map(int, size.split("x")))
-    made = Topology(name, accelerator(kind), chips, "tpu", None, "none")
+def _tpu(name: str, kind: str, size: str, slices: int, compiling: bool) -> Topology:
+    chips = slices * math.prod(map(int, size.split("x")))
+    made = Topology(name, accelerator(kind), chips, "tpu", None, "none", slices=slices)
     if not chips:
         raise RrmError(f"topology {name!r}: a slice of {kind} is {_example(kind)}, say")
     if not compiling:
@@ -87,9 +92,10 @@ def _tpu(name: str, kind: str, size: str, compiling: bool) -> Topology:
     from jax.experimental import topologies
 
     # By JAX's default a v4 chip is two devices here; on a TPU VM it is one.
-    cores = {"chip_config_name": "megacore"} if kind == "v4" else {}
+    how: dict[str, Any] = {"chip_config_name": "megacore"} if kind == "v4" else {}
+    how |= {"num_slices": slices} if slices > 1 else {}
     try:
-        described = topologies.get_topology_desc(topology_name=f"{kind}:{size}", platform="tpu", **cores)
+        described = topologies.get_topology_desc(topology_name=f"{kind}:{size}", platform="tpu", **how)
     except Exception as error:  # of the compiler's own kinds
         raise RrmError(f"topology {name!r} is none that libtpu knows: {str(error).partition(';')[0]}") from None
     return dataclasses.replace(

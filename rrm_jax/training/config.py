@@ -87,7 +87,8 @@ class RolloutConfig(Config):
     """How sampling lays out its devices; None: as training does, or, with `devices` of its own, all on fsdp. Sampling
     splits its rows over data × fsdp, and weights over tensor alone."""
     devices: int = Field(0, ge=0)
-    """So many devices only sample, as many of each process, and `mesh` lays out the others; 0: all do both."""
+    """So many devices only sample, as many of each process; the others train, and the run's own `mesh` is over those.
+    0: all do both."""
 
 
 class RewardConfig(Config):

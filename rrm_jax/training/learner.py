@@ -13,13 +13,14 @@ from rrm_jax.checkpoints.training_state import TrainingCheckpoints
 from rrm_jax.errors import RrmError
 from rrm_jax.models import lora
 from rrm_jax.models.decoder import Params
-from rrm_jax.parallel.mesh import MeshShape, batch_sharding, make_mesh, param_sharding
+from rrm_jax.parallel.mesh import batch_sharding, param_sharding
 from rrm_jax.parallel.offload import to_device, to_host
 from rrm_jax.sampling.sampler import Sampler
 from rrm_jax.training.batches import Example, MicroBatch
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.learner_programs import LearnerPrograms, Loss
 from rrm_jax.training.optimizer import abstract_opt_state
+from rrm_jax.training.rollout_mesh import HandOver, meshes
 
 
 class Learner:
@@ -31,13 +32,9 @@ class Learner:
 
     def __init__(self, config: TrainConfig):
         self.config = config
-        self.mesh = make_mesh(MeshShape(**config.mesh.model_dump()))
-        if config.rollout.asynchronous and self.mesh.size > 1:
-            # Two threads would start programs on the same devices in orders that devices need not agree on.
-            raise RrmError(
-                f"rollout.asynchronous samples and learns at once on one device, and the mesh has {self.mesh.size}; "
-                "leave it out"
-            )
+        self.mesh, self.rollout_mesh = meshes(config)
+        if config.rollout.asynchronous:
+            self._check_asynchronous()
         place = functools.partial(param_sharding, self.mesh)
         dtype = jnp.dtype(config.model.compute_dtype)
         # Only the parts are kept: a resumed run replaces the parameters, and must not hold these as well.
@@ -47,6 +44,7 @@ class Learner:
         self.decoder, self.assets, self.base_fingerprint = model.config, model.assets, model.fingerprint
         self._programs = programs = LearnerPrograms(config, self.decoder, self.mesh)
         self.attention, self.options, self.ways = programs.attention, programs.options, programs.ways
+        self._hand_over = HandOver(programs, self.rollout_mesh) if config.rollout.devices else None
         self.frozen: Params | None = None
         if adapted is None:
             self.params: Params = model.params
@@ -59,6 +57,17 @@ class Learner:
         self._working: tuple[int, Params] | None = None
         self._sampler: Sampler | None = None
         self._sampler_version = -1
+
+    def _check_asynchronous(self) -> None:
+        """Two threads that start programs on the same devices may do so in orders that the devices do not agree on."""
+        if jax.process_count() > 1:
+            # Processes agree on stopping, and on checkpoints, by programs on all devices, those that sample among them.
+            raise RrmError("rollout.asynchronous works in one process, and there are several; leave it out")
+        if not self.config.rollout.devices and self.mesh.size > 1:
+            raise RrmError(
+                f"rollout.asynchronous samples and learns at once, and both would use the {self.mesh.size} devices; "
+                "give sampling devices of its own, rollout.devices, or leave it out"
+            )
 
     def working(self) -> Params:
         """The parameters as forward passes read them: a copy in the compute dtype, made anew after every update."""
@@ -87,11 +96,15 @@ class Learner:
 
     def sampler(self) -> Sampler:
         """The sampler, on the weights as they are now: unstacked and cast anew after every update or restore."""
-        if self._sampler is None:
-            size = self.config.rollout.batch_size
-            self._sampler = Sampler(self.decoder, self._merged(), self.options, self.mesh, batch_size=size)
-        elif self._sampler_version != self.version:
+        if self._sampler is not None and self._sampler_version == self.version:
+            return self._sampler
+        if self._sampler is not None and self._hand_over is None:
             self._sampler.update(self._merged())
+        else:
+            self._sampler = None  # the old weights make room first
+            params = self._merged() if self._hand_over is None else self._hand_over(self._merged())
+            size = self.config.rollout.batch_size
+            self._sampler = Sampler(self.decoder, params, self.options, self.rollout_mesh, batch_size=size)
         self._sampler_version = self.version
         return self._sampler
 

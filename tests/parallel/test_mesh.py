@@ -1,8 +1,11 @@
 """Meshes and the rules table: what is placed where, and what is refused."""
 
+import dataclasses
 import re
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -16,6 +19,7 @@ from rrm_jax.parallel.mesh import (
     make_mesh,
     param_sharding,
     partition_spec,
+    relaid,
     replicated,
 )
 from rrm_jax.testing import tiny_config
@@ -56,6 +60,78 @@ def test_a_mesh_over_some_devices():
 def test_a_mesh_that_does_not_fit_is_refused(shape, message):
     with pytest.raises(MeshError, match=re.escape(message)):
         make_mesh(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """In place of a TPU's device."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    platform: str = "tpu"
+    device_kind: str = "TPU v5"
+    process_index: int = 0
+    core_on_chip: int = 0
+
+
+def chips(slices: int, x: int, y: int, **facts: Any) -> list[Chip]:
+    """Of slices of x × y, in an order that mixes the slices."""
+    made = [Chip(0, at, (i, j, 0), **facts) for j in range(y) for i in range(x) for at in range(slices)]
+    return [dataclasses.replace(chip, id=at) for at, chip in enumerate(made)]
+
+
+@pytest.fixture
+def of_stand_ins(monkeypatch):
+    """A mesh is its grid of devices."""
+    monkeypatch.setattr("rrm_jax.parallel.mesh.Mesh", lambda grid, axes, axis_types: grid)
+
+
+@pytest.mark.parametrize("shape", [MeshShape(2, 2, 2), MeshShape(2, -1, 1), MeshShape(-1, 1, 4), MeshShape(4, 1, 2)])
+def test_data_goes_across_slices_and_nothing_else_does(of_stand_ins, shape):
+    devices = chips(2, 2, 2)
+    grid: Any = make_mesh(shape, devices)
+    assert {chip.id for chip in grid.flat} == set(range(8))
+    half = grid.shape[0] // 2
+    for at, part in enumerate((grid[:half], grid[half:])):
+        assert {chip.slice_index for chip in part.flat} == {at}
+        for one, two in part.reshape(-1, 2) if part.shape[2] == 2 else ():  # pairs along tensor are joined by a link
+            assert sum(abs(a - b) for a, b in zip(one.coords, two.coords, strict=True)) == 1
+
+
+def test_meshes_over_slices_that_do_not_fit_are_refused(of_stand_ins):
+    devices = chips(2, 2, 2)
+    for shape in (MeshShape(), MeshShape(1, 4, 2)):
+        with pytest.raises(
+            MeshError, match=r"data=1, .* of 2 slices, .*only data goes across; make it a multiple of 2"
+        ):
+            make_mesh(shape, devices)
+    uneven = [chip for chip in chips(2, 2, 2) if chip.slice_index == 0 or chip.coords[1] == 0]
+    with pytest.raises(MeshError, match=r"has as many devices of each, not \[4, 2\]"):
+        make_mesh(MeshShape(2, -1, 1), uneven)
+    with pytest.raises(MeshError, match="does not fit 8 device"):
+        make_mesh(MeshShape(2, 3, 1), devices)
+
+
+def test_gpus_of_several_hosts_are_laid_out_host_by_host(of_stand_ins):
+    """JAX numbers hosts as slices; fsdp may go across them."""
+    devices = chips(2, 2, 2, platform="gpu", device_kind="NVIDIA H100")
+    grid: Any = make_mesh(MeshShape(1, 8, 1), devices)
+    assert [chip.id for chip in grid.flat] == list(range(8))
+
+
+def test_a_mesh_of_another_shape_keeps_the_order_of_its_devices():
+    mesh = make_mesh(MeshShape(2, 4, 1), list(reversed(jax.devices())))
+    again = relaid(mesh, MeshShape(4, 1, -1))
+    assert dict(again.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+    assert again.devices.ravel().tolist() == mesh.devices.ravel().tolist()
+    with pytest.raises(MeshError, match="data=3, fsdp=1, tensor=1 does not fit 8 device"):
+        relaid(mesh, MeshShape(3, 1, 1))
+    moved = jax.jit(lambda x: x + 0, out_shardings=batch_sharding(again))(
+        jax.device_put(np.arange(16.0), batch_sharding(mesh))
+    )
+    assert moved.sharding.mesh.shape["tensor"] == 2
+    np.testing.assert_array_equal(moved, np.arange(16.0))
 
 
 def test_logical_axes_become_mesh_axes():

@@ -51,6 +51,33 @@ def test_bytes_of_each_kind():
     assert moved == Exchange("collective-permute", "fsdp", 1, 4 * 8 * 4)
 
 
+BETWEEN = (
+    'is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+    '_xla_host_transfer_rendezvous="one_0",_xla_megascale_target="{1,2,5}x{0:3}",_xla_megascale_transfer_type="%s"}'
+)
+SLICES = f"""HloModule several_slices
+
+ENTRY %main (x: f32[4,8]) -> f32[12,8] {{
+  %x = f32[4,8]{{1,0}} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[4,8]{{1,0}}, u32[], token[]) send(%x, %token), channel_id=3, {BETWEEN % "ALL_GATHER"}
+  %recv = (f32[12,8]{{1,0}}, u32[], token[]) recv(%token), channel_id=2, {BETWEEN % "ALL_GATHER"}
+  %send.1 = (f32[4,8]{{1,0}}, u32[], token[]) send(%x, %token), channel_id=5, {BETWEEN % "ALL_REDUCE"}
+  %recv.1 = (f32[4,8]{{1,0}}, u32[], token[]) recv(%token), channel_id=4, {BETWEEN % "ALL_REDUCE"}
+  %other = (f32[4,8]{{1,0}}, u32[], token[]) send(%x, %token), channel_id=6, is_host_transfer=true
+  ROOT %y = f32[4,8]{{1,0}} all-reduce(%x), channel_id=1, replica_groups={{{{0,1}},{{2,3}}}}, use_global_device_ids=true
+}}
+"""
+
+
+def test_transfers_between_slices_are_the_collectives_that_they_make_up():
+    """Three slices: of what is gathered two thirds come from elsewhere; a sum goes round twice."""
+    found = {(one.kind, one.axes): one for one in exchanges(SLICES, {"data": 3, "fsdp": 2, "tensor": 2})}
+    assert set(found) == {("all-gather", "slices"), ("all-reduce", "slices"), ("all-reduce", "tensor")}
+    assert found["all-gather", "slices"] == Exchange("all-gather", "slices", 1, 12 * 8 * 4 * 2 / 3)
+    assert found["all-reduce", "slices"] == Exchange("all-reduce", "slices", 1, 2 * 4 * 8 * 4 * 2 / 3)
+
+
 def test_groups_of_one_exchange_nothing():
     assert exchanges(program("replica_groups=[8,1]<=[8]"), MESH) == []
 

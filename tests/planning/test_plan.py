@@ -62,9 +62,13 @@ def held(tree) -> set[int]:
     return set(sizes.values())
 
 
+def held_by(plan: Plan) -> dict[str, int]:
+    return {name: size for one in plan.footprints for name, size in one.holds.items()}
+
+
 def test_state_is_what_a_learner_holds(home, tiny):
     learner = Learner(config_of(home, model__compute_dtype="bfloat16"))
-    by_name = {name: size for one in tiny.footprints for name, size in one.holds.items()}
+    by_name = held_by(tiny)
     assert held(learner.params) == {by_name["parameters"]} == {by_name["gradients"]}
     assert held(learner._opt_state) == {by_name["optimiser"]}
     assert held(learner.working()) == {by_name["working copy"]} == {by_name["reference"]}
@@ -91,6 +95,65 @@ def test_weights_are_gathered_over_fsdp_alone(tiny):
     numbers = sum(math.prod(spec.shape) for spec in split) / 2  # on one of two devices along tensor
     assert {x.axes for x in gathers} == {"fsdp"}
     assert sum(x.sent for x in gathers) == 4 * numbers * 3 / 4  # a CPU exchanges bfloat16 as float32
+
+
+def test_rollouts_on_another_layout_are_planned_on_it(home, tiny):
+    """Trained on fsdp 8, sampled on data 4 × tensor 2: what a learner holds, and no gathering to read weights."""
+    other = {"data": 4, "fsdp": 1, "tensor": 2}
+    config = config_of(home, 8, 1, model__compute_dtype="bfloat16", rollout__mesh=other)
+    made = plan(config, decoder_of(config, None), slice_of_cpus(), only=("hand-over", "decode", "apply"))
+    learner, by_name, holds = Learner(config), {one.name: one for one in made.footprints}, held_by(made)
+    assert held(learner.params) == {holds["parameters"]}
+    assert held(learner.sampler()._params) == {holds["sampler's weights"]} == {held_by(tiny)["sampler's weights"]}
+    assert made.rollout_mesh == other
+    assert made.mesh["fsdp"] == 8
+    alike = next(one for one in tiny.footprints if one.name == "decode")  # on fsdp 4 × tensor 2
+    renamed = tuple(dataclasses.replace(x, axes=x.axes.replace("fsdp", "data")) for x in alike.exchanges)
+    assert by_name["decode"].exchanges == renamed
+    assert by_name["hand-over"].exchanges
+    assert "mesh data 1 × fsdp 8 × tensor 1, to sample data 4 × fsdp 1 × tensor 2" in "\n".join(report.lines(made))
+
+
+def test_devices_that_only_sample_hold_the_sampler_alone(home):
+    """By arithmetic; a compiled plan is refused. Six train, two sample."""
+    apart = {"rollout__devices": 2, "rollout__mesh": {"tensor": 2}, "model__compute_dtype": "bfloat16"}
+    config, decoder = config_of(home, 6, 1, **apart), tiny_config(hidden_size=48)
+    with pytest.raises(RrmError, match=r"rollout\.devices: .* not for some; give --analytic"):
+        plan(config, decoder, slice_of_cpus())
+    made = search.analytic_plan(config, decoder, slice_of_cpus())
+    by_name = {one.name: set(one.holds) for one in made.footprints}
+    sampler = {"sampler's weights", "rows' cache", "prompts' cache"}
+    assert by_name["prefill"] == by_name["decode"] == sampler | {"temporaries"}
+    assert all(not sampler & by_name[name] for name in by_name if name not in ("prefill", "decode"))
+    copied = next(x for one in made.footprints if one.name == "hand-over" for x in one.exchanges if x.kind == "copy")
+    assert copied.sent == pytest.approx(2 * decoder.num_parameters / 6, rel=0.02)  # one whole copy, from six; no norms
+    phases = {phase.name: phase.seconds(made.time.efficiency) for phase in made.time.phases}
+    sampling = phases["prefill"] + phases["decode"]
+    assert made.time.seconds == pytest.approx(sum(phases.values()))
+    ahead = config_of(home, 6, 1, **apart, rollout__asynchronous=True, grpo__importance_cap=2.0)
+    at_once = search.analytic_plan(ahead, decoder, slice_of_cpus()).time.seconds
+    assert at_once == pytest.approx(max(sampling, sum(phases.values()) - sampling))
+    for devices, fsdp, match in ((8, 1, "leaves none of 8 devices to train"), (5, 3, "does not fit 5 device")):
+        refused = config_of(home, fsdp, 1, rollout__devices=devices, rollout__mesh={"tensor": 2})
+        with pytest.raises(RrmError, match=match):
+            search.analytic_plan(refused, decoder, slice_of_cpus())
+    odd = config_of(home, 3, 1, rollout__devices=4, rollout__mesh={"tensor": 2})
+    with pytest.raises(MeshError, match="does not divide the 3 training devices"):
+        search.analytic_plan(odd, decoder, dataclasses.replace(slice_of_cpus(), count=7))
+
+
+def test_between_slices_go_sums_of_gradients_and_nothing_else():
+    """Two slices of four chips: what a device sends to the other slice in one update, by hand."""
+    config = load_config(TrainConfig, "rrm_7b.yaml", ["mesh.data=2"])
+    made = search.analytic_plan(config, PAPER_MODELS["7b"], topology("2xv5p:2x2x1", compiling=False))
+    across = [(one.name, x) for one in made.footprints for x in one.exchanges if x.axes == "slices"]
+    ((name, exchange),) = across
+    assert name == "forward and backward"
+    assert exchange.sent == pytest.approx(2 * 7_615_616_512 / 4, rel=0.01)  # bfloat16, a fourth each, half of it twice
+    with pytest.raises(MeshError, match=r"of 2 slices, .*make it a multiple of 2"):
+        search.analytic_plan(
+            load_config(TrainConfig, "rrm_7b.yaml"), PAPER_MODELS["7b"], topology("2xv5p:2x2x1", compiling=False)
+        )
 
 
 def test_settings_that_save_memory_do(home):
@@ -192,6 +255,7 @@ def test_the_search_finds_what_fits(monkeypatch):
 @pytest.mark.parametrize(("name", "match"), [
     ("v5p:4x4", "a slice of v5p is v5p:4x4x4, say"), ("v6e:4x4x4", "a slice of v6e is v6e:4x4, say"),
     ("v6e", "a slice of v6e is"), ("v5p:0x4x4", "a slice of v5p is"), ("v9:4x4", "is not known: give a TPU slice"),
+    ("2xh100:8", "only slices of TPUs can be several"), ("0xv5p:4x4x4", "only slices of TPUs can be several"),
     ("tpu7x:4x4", "TPU7x cannot be described yet"), ("h100:many", "GPUs are given by their number, as h100:8"),
 ])  # fmt: skip
 def test_topologies_that_there_are_none_of(name, match):
@@ -247,6 +311,13 @@ def test_with_libtpu_the_compiler_says_it():
         scores, apply = made.footprints
         assert scores.holds["temporaries"] > 2**28 and apply.holds["temporaries"] < 2**24
         assert {x.axes for x in scores.exchanges} >= {"fsdp", "tensor"}
+        # Two slices: log-probs need nothing of the other one.
+        decoder, two = dataclasses.replace(decoder, num_layers=1), topology("2xv5p:2x2x1")
+        made = plan(config.model_copy(update={"mesh": config.mesh.model_copy(update={"data": 2})}), decoder, two,
+                    only=("log-probs",))
+        assert made.mesh == {"data": 2, "fsdp": 2, "tensor": 2}
+        assert {x.axes for x in made.footprints[0].exchanges} >= {"fsdp", "tensor"}
+        assert not any("slices" in x.axes or "data" in x.axes for x in made.footprints[0].exchanges if x.sent > 2**20)
     """
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=500)

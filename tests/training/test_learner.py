@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rrm_jax.parallel.mesh import make_mesh
 from rrm_jax.rl.logprobs import completion_scores
 from rrm_jax.rl.losses import PolicyBatch, PolicyLoss, policy_loss, token_weights
 from rrm_jax.training import learner as learner_module
 from rrm_jax.training.batches import Example, micro_batches
 from rrm_jax.training.config import PackConfig, TrainConfig
 from rrm_jax.training.learner import Learner
+from rrm_jax.training.rollout_mesh import meshes
 
 from .world import make_base, settings
 
@@ -85,7 +85,7 @@ def test_splits_and_meshes_take_the_same_step(home, variant, monkeypatch):
     float32: norms and losses to 1e-5, parameters to 1e-5 of the step's length 1e-2.
     """
     how, aggregation = HOW[variant]
-    monkeypatch.setattr(learner_module, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+    monkeypatch.setattr(learner_module, "meshes", functools.partial(meshes, devices=jax.devices()[:1]))
     alone = [
         params_after(learner_of(home, how), aggregation, PackConfig(row_tokens=row, micro_batch_tokens=tokens))
         for row, tokens in ((16, 1024), (16, 64), (16, 16), (64, 64))
@@ -114,7 +114,7 @@ def test_splits_and_meshes_take_the_same_step(home, variant, monkeypatch):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e9])
 def test_a_gradient_that_is_no_good_changes_nothing(home, bad, monkeypatch):
     """NaN, infinity, and a norm above `optimizer.stop_norm`: parameters and optimiser state stay bit for bit."""
-    monkeypatch.setattr(learner_module, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+    monkeypatch.setattr(learner_module, "meshes", functools.partial(meshes, devices=jax.devices()[:1]))
     learner = learner_of(home, PolicyLoss())
     before = jax.tree.map(np.array, (learner.params, learner._opt_state))
     pack = PackConfig(row_tokens=16, micro_batch_tokens=1024)

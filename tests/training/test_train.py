@@ -23,6 +23,7 @@ from rrm_jax.errors import RrmError
 from rrm_jax.parallel.mesh import make_mesh
 from rrm_jax.training import learner as learner_module
 from rrm_jax.training.config import TrainConfig
+from rrm_jax.training.rollout_mesh import meshes
 from rrm_jax.training.train import train
 
 from .world import make_home, settings
@@ -90,7 +91,7 @@ def test_one_and_eight_devices_take_the_same_step(home, shape, monkeypatch):
     name = "x".join(map(str, shape))
     mesh = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
     many = read_metrics(_train(home, f"mesh{name}", mesh=mesh, **changes), "train")
-    monkeypatch.setattr(learner_module, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+    monkeypatch.setattr(learner_module, "meshes", functools.partial(meshes, devices=jax.devices()[:1]))
     one = read_metrics(_train(home, f"one{name}", **changes), "train")
     np.testing.assert_allclose([row["loss"] for row in many], [row["loss"] for row in one], rtol=1e-4)
     assert many[-1]["loss"] < many[0]["loss"]

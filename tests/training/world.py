@@ -26,12 +26,19 @@ def make_data(directory: Path) -> None:
 
 def make_home(directory: Path) -> Path:
     """A base model, data, `warm`: a model that gives verdicts, and `full`: an ordinary run of three steps."""
+    make_warm(directory)
+    train(TrainConfig.model_validate(settings(directory, "full")), False, lambda message: None)
+    return directory
+
+
+def make_warm(directory: Path) -> Path:
+    """The same without `full`."""
     make_base(directory / "base")
     make_data(directory)
     warm_up = {"method": "supervised", "steps": 40, "checkpoint": {"every": 40, "keep": 1}}
     paths = {"model__path": str(directory / "base"), "data__train": str(directory / "demonstrations.jsonl")}
-    for name, changes in (("warm", warm_up | paths | {"supervised__batch_size": 16}), ("full", {})):
-        train(TrainConfig.model_validate(settings(directory, name, **changes)), False, lambda message: None)
+    changes = warm_up | paths | {"supervised__batch_size": 16}
+    train(TrainConfig.model_validate(settings(directory, "warm", **changes)), False, lambda message: None)
     return directory
 
 
