@@ -70,6 +70,15 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def flat(tree: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
+    """A nested mapping's values by their dotted keys; an empty mapping is a value."""
+    found: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        nested = isinstance(value, Mapping) and value
+        found += flat(value, f"{above}{key}.") if nested else [(f"{above}{key}", value)]
+    return found
+
+
 def _dotted(overrides: Sequence[str]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for override in overrides:

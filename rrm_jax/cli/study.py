@@ -32,6 +32,7 @@ def command(
     patterns: words of transition, reflection, comparison and breakdown in traces, and their diversity
     intransitivity: cycles among the games of tournaments, and what they cost Elo and knockout
     dynamics: curves of training runs side by side
+    posttrain-rl: a policy trained by GRPO on a judge's tournaments, on a verifier, and on a coin
     cost: accuracy against tokens, for every strategy, number of votes and thinking budget
     calibration: how sure a judge is against how often it is right
 

@@ -97,6 +97,9 @@ def prepare(directory: Path, seed: int, sizes: Sizes) -> None:
         "pairs.jsonl": lambda: world.pairs(sizes.pairs, first + 2),
         "eval.jsonl": lambda: world.pairs(sizes.eval, first + 3),
         "four_digits.jsonl": lambda: world.pairs(sizes.eval, first + 5, digits=world.DIGITS - 1),
+        "solutions.jsonl": lambda: world.solutions(sizes.demonstrations, first + 6, DERAIL),
+        "questions.jsonl": lambda: world.questions(sizes.pairs, first + 7),
+        "held_out_questions.jsonl": lambda: world.questions(sizes.eval, first + 8),
         "candidates.jsonl": lambda: world.candidates(sizes.rank, first + 4, CANDIDATES, right=0.35, popular=0.6),
     }
     for name, rows in files.items():

@@ -1,11 +1,12 @@
 """What `rrm study` can be told: one YAML file a study; see `configs/studies/`."""
 
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from rrm_jax.config import Config
+from rrm_jax.config import Config, flat, load_config
 
 Narrow = Literal["auto", "int8", "float8_e4m3fn"]
 
@@ -248,6 +249,47 @@ class DynamicsConfig(StudyConfig):
 
     def files(self) -> dict[str, str]:
         return {f"runs.{name}": f"{run}/metrics.jsonl" for name, run in self.runs.items()}
+
+
+class TrainingRunConfig(Config):
+    """A run of `rrm train`: a configuration of it, and what is changed in that."""
+
+    config: str
+    """A YAML file, or the name of one that comes with the package."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """What to change, nested as in the file. Once it is read, all of the run's settings."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, given: Any) -> Any:
+        from rrm_jax.training.config import TrainConfig
+
+        if not isinstance(given, dict) or not isinstance(given.get("config"), str):
+            return given
+        changes = given.get("settings") or {}
+        resolved = load_config(TrainConfig, given["config"], [f"{key}={json.dumps(x)}" for key, x in flat(changes)])
+        return given | {"settings": resolved.model_dump(mode="json")}
+
+
+class PosttrainConfig(StudyConfig):
+    """Runs that are not finished are trained, or gone on with, in the order in which they stand."""
+
+    title: str
+    before: dict[str, TrainingRunConfig] = Field(default_factory=dict)
+    """Runs that the others begin from."""
+    runs: dict[str, TrainingRunConfig] = Field(min_length=1)
+    """By the names that are shown."""
+    gains: tuple[str, ...] = ()
+    """Of these runs it is claimed that held-out answers get better."""
+    no_gains: tuple[str, ...] = ()
+    """Of these, that they do not."""
+
+    @model_validator(mode="after")
+    def _named(self):
+        for name in (*self.gains, *self.no_gains):
+            if name not in self.runs:
+                raise ValueError(f"{name!r} is not one of the runs {', '.join(self.runs)}")
+        return self
 
 
 class CostConfig(JudgingConfig):

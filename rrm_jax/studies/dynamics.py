@@ -14,8 +14,10 @@ from rrm_jax.studies.report import COLOURS, MARKERS, Report, Table, brackets, cl
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# (kind of row, metric, title, axis, times)
-PANELS = (
+type Panels = Sequence[tuple[str, str, str, str, float]]
+"""Kind of row, metric, title, axis, times."""
+
+PANELS: Panels = (
     ("eval", "accuracy", "Held-out accuracy, both orders", "verdicts right, %", 100),
     ("eval", "order_consistency", "Order consistency, held out", "same verdict in both orders, %", 100),
     ("train", "reward_mean", "Reward in training", "mean reward", 1),
@@ -53,18 +55,18 @@ class Found:
     curves: tuple[Curve, ...]
 
 
-def compute(logs: dict[str, TrainingLog]) -> list[Curve]:
-    """The curves of PANELS that the runs have.
+def compute(logs: dict[str, TrainingLog], panels: Panels = PANELS) -> list[Curve]:
+    """The curves of `panels` that the runs have.
 
     The single verdicts of a run's evaluation are not kept, so that they cannot be drawn again: intervals are Wilson's,
     with a pair's two verdicts counted as one, which makes them rather too wide.
     """
     curves = []
     for name, log in logs.items():
-        for kind, metric, *_ in PANELS:
+        for kind, metric, *_ in panels:
             steps, values = log.series(kind, metric)
             if values:
-                pairs = {row["step"]: row.get("pairs", 0) for row in log.held_out}
+                pairs = {row["step"]: row.get("pairs", row.get("questions", 0)) for row in log.held_out}
                 shares = kind == "eval" and metric in ("accuracy", "order_consistency")
                 sure = (
                     tuple(wilson_interval(v, int(pairs[s])) for s, v in zip(steps, values, strict=True))
@@ -78,13 +80,12 @@ def compute(logs: dict[str, TrainingLog]) -> list[Curve]:
 def find(config: DynamicsConfig, session: Session) -> Found:
     logs = {name: read_training_log(Path(path)) for name, path in config.runs.items()}
     curves = compute(logs)
-    runs = [
-        Run(name, log.step, int(log.settings.get("steps", 0)), _learned(name, curves)) for name, log in logs.items()
-    ]
+    runs = [Run(name, log.step, int(log.settings.get("steps", 0)), learned(name, curves)) for name, log in logs.items()]
     return Found(tuple(runs), tuple(curves))
 
 
-def _learned(name: str, curves: Sequence[Curve]) -> Interval | None:
+def learned(name: str, curves: Sequence[Curve]) -> Interval | None:
+    """A run's last held-out accuracy over its first; None where there are not two."""
     for one in curves:
         if (one.run, one.metric) == (name, "accuracy") and one.intervals is not None and len(one.intervals) > 1:
             return newcombe_interval(one.intervals[-1], one.intervals[0])
@@ -96,7 +97,7 @@ def report(config: DynamicsConfig, found: Found, seeds: Sequence[int]) -> Report
         "How do judges change in training?",
         "; ".join(f"{one.name}: step {one.step} of {one.steps}" for one in found.runs) + ".",
         found,
-        [Table("First, most and last", _rows(found.curves), left=2)],
+        [Table("First, most and last", rows_of(found.curves), left=2)],
         [
             claim(
                 f"{one.name}: verdicts on held-out pairs get better in training",
@@ -114,14 +115,15 @@ def report(config: DynamicsConfig, found: Found, seeds: Sequence[int]) -> Report
             else brackets(seeds, "held-out pairs"),
             "Most: the largest value, whether that is good or not.",
         ],
-        lambda figure: _draw(figure, found.curves),
+        lambda figure: draw(figure, found.curves),
         (12.0, 6.4),
     )
 
 
-def _rows(curves: Sequence[Curve]) -> list[list[str]]:
+def rows_of(curves: Sequence[Curve], panels: Panels = PANELS) -> list[list[str]]:
+    """A table's, the heading first."""
     rows = [["metric", "run", "first", "most", "at step", "last", "at step"]]
-    for kind, metric, title, *_, times in PANELS:
+    for kind, metric, title, *_, times in panels:
         for one in curves:
             if (one.kind, one.metric) == (kind, metric):
                 most = max(range(len(one.values)), key=one.values.__getitem__)
@@ -137,8 +139,9 @@ def _shown(curve: Curve, at: int, times: int) -> str:
     return percent(curve.values[at]) if times == 100 else f"{curve.values[at]:.4g}"
 
 
-def _draw(figure: "Figure", curves: Sequence[Curve]) -> None:
-    panels = [panel for panel in PANELS if any((one.kind, one.metric) == panel[:2] for one in curves)]
+def draw(figure: "Figure", curves: Sequence[Curve], panels: Panels = PANELS) -> None:
+    """A panel for each that some run has."""
+    panels = [panel for panel in panels if any((one.kind, one.metric) == panel[:2] for one in curves)]
     runs = list(dict.fromkeys(one.run for one in curves))
     columns = min(3, len(panels))
     grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False)

@@ -19,6 +19,7 @@ from rrm_jax.studies import (
     dynamics,
     intransitivity,
     patterns,
+    posttrain,
     reasoning,
     scaling,
     thinking_budget,
@@ -48,6 +49,7 @@ STUDIES: dict[str, Study] = {
     "patterns": Study(configs.PatternsConfig, patterns.find, patterns.report),
     "intransitivity": Study(configs.IntransitivityConfig, intransitivity.find, intransitivity.report),
     "dynamics": Study(configs.DynamicsConfig, dynamics.find, dynamics.report),
+    "posttrain-rl": Study(configs.PosttrainConfig, posttrain.find, posttrain.report),
     "cost": Study(configs.CostConfig, cost.find, cost.report),
     "calibration": Study(configs.CalibrationConfig, calibration.find, calibration.report),
 }

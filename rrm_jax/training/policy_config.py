@@ -8,7 +8,11 @@ from rrm_jax.config import Config
 
 
 class TournamentJudgeConfig(Config):
-    """The judge whose verdicts reward a policy, and how it is asked."""
+    """The judge whose verdicts reward a policy, and how it is asked.
+
+    It runs where the policy's rollouts are drawn, in turn with them: on the training devices, or, with
+    `rollout.devices`, on those that train nothing; or at a server, with `backend`.
+    """
 
     model: str
     """A Hugging Face directory, a converted checkpoint, or a training run. With `backend` its tokenizer is enough."""
@@ -26,10 +30,8 @@ class TournamentJudgeConfig(Config):
     batch_size: int = Field(64, ge=1)
     """Rows that are sampled at a time."""
     idle: Literal["sharded", "host", "ready"] = "sharded"
-    """Where its weights wait while the policy samples and learns: split over all devices, in host memory, or whole
-    over fsdp, as sampling reads them, so that nothing is moved."""
-    devices: int = Field(0, ge=0)
-    """So many devices judge and do nothing else; 0: the policy's, in turn with it."""
+    """Where its weights wait while it is not its turn: split over the devices, in host memory, or as sampling reads
+    them, whole over fsdp, so that nothing is moved."""
     backend: str | None = None
     """The address of an OpenAI-compatible server that judges instead of this machine's devices."""
     backend_model: str | None = None
@@ -63,6 +65,7 @@ class PolicyConfig(Config):
     verifier: str = "auto"
     """Of rows that name none; see `rrm data verify --help`."""
     judge: TournamentJudgeConfig | None = None
+    """Whose verdicts decide tournaments."""
 
     @model_validator(mode="after")
     def _check(self):

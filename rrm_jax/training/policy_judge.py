@@ -1,4 +1,4 @@
-"""The judge that rewards a policy: its weights beside the policy's, on other devices, or at a server."""
+"""The judge that rewards a policy: its weights where rollouts are drawn, in turn with the policy's, or at a server."""
 
 import contextlib
 from collections.abc import Iterator
@@ -84,10 +84,10 @@ class PolicyJudge:
 
 
 class _Weights:
-    """A judge's weights on the policy's mesh."""
+    """A judge's weights on the mesh of the rollouts."""
 
     def __init__(self, run: Run, settings: TournamentJudgeConfig):
-        mesh, dtype = run.learner.mesh, jnp.dtype(run.config.model.compute_dtype)
+        mesh, dtype = run.learner.rollout_mesh, jnp.dtype(run.config.model.compute_dtype)
         # On one device there is nothing to split: what waited there would be a second copy.
         self._idle = "ready" if settings.idle == "sharded" and mesh.size == 1 else settings.idle
         loaded = load_model(settings.model, mesh=mesh, dtype=dtype, stacked=True)
@@ -105,9 +105,13 @@ class _Weights:
         if self._idle == "ready":
             yield
             return
-        here = to_device(self._waiting, self._at) if self._idle == "host" else self._waiting
-        self.sampler.update(here)
-        del here
+        if self._idle == "host":
+            here = to_device(self._waiting, self._at)
+            self.sampler.update(here)
+            self._waiting = to_host(here)
+            del here
+        else:
+            self.sampler.update(self._waiting)
         try:
             yield
         finally:

@@ -74,9 +74,10 @@ def counts_of(one: GroupReward) -> dict[str, float]:
 def tournament_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """What the tournaments of a step cost, and signs of a judge that rewards something else than what it should.
 
-    `reward_length_correlation`: between reward and tokens within groups (Pearson's, of what is centred in each group).
-    `judge_first`: the share of valid votes for the response shown first; ½ where the order says nothing.
-    `judge_consistency`: of votes asked for in both orders, the share that name one response. `undecided_groups`: of
+    `reward_auc`: how often a right response earned more than a wrong one of its group, equal rewards ½; only where it
+    is known what is right. `reward_length_correlation`: between reward and tokens within groups (Pearson's, of what is
+    centred in each group). `judge_first`: the share of valid votes for the response shown first; ½ where the order says
+    nothing. `judge_consistency`: of votes in both orders, the share that name one response. `undecided_groups`: of
     whose comparisons none had a winner, so that nothing is learnt from them. Rates are over votes; empty where no group
     played.
     """
@@ -95,6 +96,8 @@ def tournament_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "undecided_groups": sum(group.counts["undecided"] for group in played),
         "reward_length_correlation": _within_groups(played),
     }
+    if (auc := _auc(groups)) is not None:
+        found["reward_auc"] = auc
     if total["both_orders"]:
         found["judge_consistency"] = total["consistent"] / total["both_orders"]
     return found
@@ -107,3 +110,14 @@ def _within_groups(groups: Sequence[Group]) -> float:
     length_PG = length_PG - length_PG.mean(-1, keepdims=True)
     size = np.sqrt((reward_PG**2).sum() * (length_PG**2).sum())
     return float((reward_PG * length_PG).sum() / size) if size > 0 else 0.0
+
+
+def _auc(groups: Sequence[Group]) -> float | None:
+    higher = []
+    for group in groups:
+        of = {
+            kind: [x for x, right in zip(group.rewards, group.right, strict=True) if right is kind]
+            for kind in (True, False)
+        }
+        higher += [(one > two) + (one == two) / 2 for one in of[True] for two in of[False]]
+    return float(np.mean(higher)) if higher else None

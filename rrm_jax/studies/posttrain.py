@@ -1,0 +1,118 @@
+"""What a judge's verdicts are worth to a policy in training: true accuracy of held-out answers, and who rewarded it."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from rrm_jax.checkpoints.store import complete_steps
+from rrm_jax.evaluation.statistics import Interval
+from rrm_jax.evaluation.training_log import read_training_log
+from rrm_jax.studies.common import Session
+from rrm_jax.studies.config import PosttrainConfig, TrainingRunConfig
+from rrm_jax.studies.dynamics import Curve, compute, draw, learned, rows_of
+from rrm_jax.studies.report import Claim, Outcome, Report, Table, brackets, claim, percent, points
+
+PANELS = (
+    ("eval", "accuracy", "Held-out answers", "right, %", 100.0),
+    ("train", "reward_auc", "Rewards of right and wrong responses", "right ones earned more, %", 100.0),
+    ("train", "reward_mean", "Reward in training", "mean reward", 1.0),
+    ("train", "preference_accuracy", "Pairs of the step, before it", "as labelled, %", 100.0),
+    ("train", "reward_margin", "Margin of the step's pairs", "nats × β", 1.0),
+    ("train", "reward_length_correlation", "Reward and length, in groups", "correlation", 1.0),
+    ("train", "judge_first", "Verdicts for the response shown first", "%", 100.0),
+    ("eval", "response_length", "Length of held-out responses", "tokens, mean", 1.0),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A run: its steps, held-out accuracy before and after, and the difference."""
+
+    name: str
+    steps: int
+    before: Interval
+    after: Interval
+    gain: Interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    runs: tuple[Trained, ...]
+    curves: tuple[Curve, ...]
+
+
+def find(config: PosttrainConfig, session: Session) -> Found:
+    for name, run in {**config.before, **config.runs}.items():
+        train_unfinished(name, run, config.seed, session)
+    logs = {name: read_training_log(Path(run.settings["output"])) for name, run in config.runs.items()}
+    curves = compute(logs, PANELS)
+    return Found(tuple(_trained(name, log.step, curves) for name, log in logs.items()), tuple(curves))
+
+
+def train_unfinished(name: str, run: TrainingRunConfig, seed: int, session: Session) -> None:
+    """Trains, or goes on with, a run of `rrm train` that has not come to its last step."""
+    from rrm_jax.training.config import TrainConfig
+    from rrm_jax.training.train import train
+
+    settings = TrainConfig.model_validate(run.settings | {"seed": seed})
+    directory = Path(settings.output)
+    steps = complete_steps(directory / "checkpoints") if directory.is_dir() else []
+    if steps and steps[-1] >= settings.steps:
+        return
+    session.report(f"── train {name}")
+    train(settings, resume=(directory / "config.yaml").exists(), report=session.report)
+
+
+def _trained(name: str, steps: int, curves: Sequence[Curve]) -> Trained:
+    of_run = next(one for one in curves if (one.run, one.kind, one.metric) == (name, "eval", "accuracy"))
+    gain = learned(name, curves)
+    assert of_run.intervals is not None
+    assert gain is not None
+    return Trained(name, steps, of_run.intervals[0], of_run.intervals[-1], gain)
+
+
+def report(config: PosttrainConfig, found: Found, seeds: Sequence[int]) -> Report:
+    rows = [["run", "steps", "before", "after", "points"]]
+    rows += [
+        [one.name, str(one.steps), percent(one.before), percent(one.after), points(one.gain)] for one in found.runs
+    ]
+    of = {one.name: one for one in found.runs}
+    return Report(
+        config.title,
+        "; ".join(f"{one.name}: {percent(one.after.estimate)}" for one in found.runs)
+        + " of held-out answers are right.",
+        found,
+        [
+            Table("Held-out answers that are right", rows),
+            Table("First, most and last", rows_of(found.curves, PANELS), left=2),
+        ],
+        [
+            *(
+                claim(f"{name}: held-out answers get better", of[name].gain, _evidence(of[name]))
+                for name in config.gains
+            ),
+            *(_no_gain(of[name]) for name in config.no_gains),
+        ],
+        [
+            "Right is what a rule finds to be the known answer; it rewards only the run that says so.",
+            "In tournaments what one response wins another loses: their mean reward is ½ whatever is learnt.",
+            "In brackets: Wilson's 95 % intervals over the held-out questions."
+            if len(seeds) == 1
+            else brackets(seeds, "held-out questions"),
+        ],
+        lambda figure: draw(figure, found.curves, PANELS),
+        (12.0, 9.0),
+    )
+
+
+def _evidence(one: Trained) -> str:
+    return f"{points(one.gain)} points in {one.steps} steps, to {percent(one.after)}."
+
+
+def _gain(one: Trained) -> Claim:
+    return claim(f"{one.name}: held-out answers get better", one.gain, _evidence(one))
+
+
+def _no_gain(one: Trained) -> Claim:
+    outcome: Outcome = "contradicted" if one.gain.low > 0 else "shown"
+    return Claim(f"{one.name}: held-out answers do not get better", outcome, _evidence(one))
