@@ -28,7 +28,9 @@ REASONS = {
     "few": "fewer than two responses",
     "malformed": "not a row that can be read",
 }
-_REPLACED = ("responses", "correct", "answers", "label", "labelling")
+_REPLACED = (
+    "responses", "correct", "answers", "outcomes", "finish_reasons", "tokens", "label", "labelling",
+)  # fmt: skip
 _OWN = ("label", "labelling")  # the fields that labelling sets
 
 
@@ -52,13 +54,13 @@ def task_of_pair(row: dict[str, Any]) -> Task:
 
 
 def task_of_candidates(
-    pick: Literal["first", "random"], seed: int, require_answer: bool
+    pick: Literal["first", "random"], seed: int, require_answer: bool, whole: bool = False
 ) -> Callable[[dict[str, Any]], Task]:
-    """Of a candidates row: two of its responses, their thinking removed. Its parser raises RowError.
+    """Of a candidates row: two of its responses, judged without their thinking. Its parser raises RowError.
 
     "first" takes the first two in their order, "random" two in an order that belong to (seed, id). With
-    `require_answer` a response without `</think>` was cut off in its thinking, and is none. The row written has
-    `picked`, their positions, instead of all responses.
+    `require_answer` a response without `</think>` was cut off in its thinking, and is none. The row written has the two
+    as they are judged, or, with `whole`, as they stand, and `picked`, their positions, instead of all responses.
     """
 
     def parse(row: dict[str, Any]) -> Task:
@@ -69,11 +71,12 @@ def task_of_candidates(
         if pick == "random":
             usable.sort(key=lambda at: digest(["label", seed, record.id, at]))
         i, j = usable[:2]
-        one, two = (strip_thinking(record.responses[at]) for at in (i, j))
+        texts = [record.responses[at] for at in (i, j)]
         kept = {name: value for name, value in row.items() if name not in _REPLACED}
-        kept |= {"response_1": one, "response_2": two, "picked": [i, j]}
-        pair = parse_pair(kept)
-        return Task(pair.id, kept, pair, _unfit(pair))
+        judged = dict(zip(("response_1", "response_2"), map(strip_thinking, texts), strict=True))
+        pair = parse_pair(kept | judged)
+        kept |= dict(zip(judged, texts, strict=True)) if whole else judged
+        return Task(pair.id, kept | {"picked": [i, j]}, pair, _unfit(pair))
 
     return parse
 

@@ -264,6 +264,31 @@ def test_two_responses_of_each_candidates_row(label, tmp_path: Path):
     assert {at["id"]: at["picked"] for at in read(tmp_path / "drawn.jsonl")} == drawn
 
 
+def test_whole_responses_are_written_and_judged_without_their_thinking(label, tmp_path: Path):
+    """What a thinking policy is trained on; the thinking names the other response the good one."""
+    rows = [
+        {"id": at, "query": "q", "responses": ["<think>\ngood</think>bad", "cut off", f"bad {at}</think>good"]}
+        | {"finish_reasons": ["stop", "length", "stop"], "tokens": [3, 4, 5]}
+        for at in range(3)
+    ]
+    given = ("--candidates", write(tmp_path / "candidates.jsonl", rows))
+    result, generator = label(prefers("good"), "--require-answer", "--whole", rows=given)
+    assert result.exit_code == 0, result.output
+    votes = {"votes_1": 0, "votes_2": 2, "invalid": 0}
+    assert read(tmp_path / "out.jsonl") == [
+        {"id": at, "query": "q", "response_1": "<think>\ngood</think>bad", "response_2": f"bad {at}</think>good"}
+        | {"picked": [0, 2], "label": 2, "labelling": votes}
+        for at in range(3)
+    ]
+    # Pairs without the thinking are the same to the judge: every vote is found.
+    store = ("--verdicts", tmp_path / "out.jsonl.votes.jsonl")
+    result, again = label(prefers("good"), "--require-answer", *store, rows=given, out=tmp_path / "short.jsonl")
+    assert (result.exit_code, again.requests) == (0, [])
+    assert {row["response_2"] for row in read(tmp_path / "short.jsonl")} == {"good"}
+    assert not any("think" in generator.tokenizer.decode(request.prompt_ids).split("### Assistant 1")[1].split("##")[0]
+                   for request in generator.requests)  # fmt: skip
+
+
 def test_what_another_job_wrote_is_not_overwritten(label, tmp_path: Path):
     label(prefers("good"))
     before = results(tmp_path)
@@ -300,6 +325,7 @@ def test_a_grown_file_goes_on_with_the_votes(label, tmp_path: Path):
         (("--pairs", "x", "--candidates", "y"), (), "one of --pairs FILE and --candidates FILE"),
         (("--strict",), (), "one of --pairs FILE and --candidates FILE"),
         (("--pairs", "x"), ("--pick", "random"), "are for --candidates"),
+        (("--pairs", "x"), ("--whole",), "are for --candidates"),
         (("--pairs", "nowhere.jsonl"), (), "cannot read nowhere.jsonl"),
     ],
 )

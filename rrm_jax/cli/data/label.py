@@ -44,6 +44,14 @@ class _Rows:
             help="Of candidates: pass over responses without </think>, which were cut off in their thinking.",
         ),
     ] = False
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--whole",
+            help="Of candidates: write responses with their thinking, which the judge still does not see: for training a "
+            "policy that thinks (method: dpo). With --require-answer both have </think>.",
+        ),
+    ] = False
     relabel: Annotated[
         bool,
         typer.Option("--relabel", help="Label rows that have a label, too, and say how often the new one is the same."),
@@ -91,7 +99,8 @@ def command(
     response twice, or an empty text, are dropped unasked. Printed are counts by reason and by source, how often both
     orders name the same response, how often the one shown first wins, and the tokens spent.
 
-    With --candidates two responses of each row are taken, their thinking removed; `picked` says which.
+    With --candidates two responses of each row are taken, their thinking removed (--whole: removed only for the judge);
+    `picked` says which.
 
     Killed and started again with the same settings it goes on where it was: every vote is kept in OUT.votes.jsonl as
     it comes, or in a store that any jobs share (--verdicts; another --disagreement, with another --out, asks nothing
@@ -135,7 +144,7 @@ def command(
     judge = open_judge(open_generator(models, progress), judging, order="both")
     settings = judge.settings | dataclasses.asdict(labelling) | {"relabel": rows.relabel}
     if rows.candidates is not None:
-        settings |= {"pick": rows.pick, "require_answer": rows.require_answer}
+        settings |= {"pick": rows.pick, "require_answer": rows.require_answer} | ({"whole": True} if rows.whole else {})
     started, before = time.perf_counter(), fingerprint(source)
     with (
         pinned(run, config=settings, seed=judging.seed, inputs={"pairs" if rows.pairs else "candidates": source}),
@@ -164,11 +173,11 @@ def _source(rows: _Rows, seed: int) -> "tuple[Path, Callable[[dict[str, Any]], T
     from rrm_jax.evaluation.labelling import task_of_candidates, task_of_pair
 
     if rows.candidates is not None and rows.pairs is None:
-        return rows.candidates, task_of_candidates(rows.pick, seed, rows.require_answer)
+        return rows.candidates, task_of_candidates(rows.pick, seed, rows.require_answer, rows.whole)
     if rows.pairs is None or rows.candidates is not None:
         raise RrmError("name the rows to label: one of --pairs FILE and --candidates FILE")
-    if rows.pick != "first" or rows.require_answer:
-        raise RrmError("--pick and --require-answer are for --candidates; leave them out with --pairs")
+    if rows.pick != "first" or rows.require_answer or rows.whole:
+        raise RrmError("--pick, --require-answer and --whole are for --candidates; leave them out with --pairs")
     return rows.pairs, task_of_pair
 
 
