@@ -14,7 +14,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,27 +25,17 @@ import numpy as np
 from rrm_jax.checkpoints.load import load_model
 from rrm_jax.checkpoints.store import COMMITTED
 from rrm_jax.parallel.mesh import make_mesh
+from tests.launch.job import RRM, launch, process_of
 from tests.training.world import make_home, settings
 
-ROOT = Path(__file__).parent.parent
-LAUNCH = (
-    "import sys; sys.path.insert(0, 'launch'); from processes import run; "
-    "sys.exit(run(sys.argv[4:], *map(int, sys.argv[1:4])))"
-)
 MOMENTS = ("rollout", "update", "save")
 
 
-def launch(home: Path, output: str, steps: int, processes: int, devices: int, restarts: int) -> subprocess.Popen:
+def start(home: Path, output: str, steps: int, restarts: int) -> subprocess.Popen:
     config = home / f"{output}.yaml"
     config.write_text(json.dumps(settings(home, output, steps=steps, checkpoint__keep=2)))
-    program = [str(Path(sys.executable).parent / "rrm"), "train", str(config), "--distributed", "auto"]
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
-    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
-    for name in ("XLA_FLAGS", "JAX_PLATFORMS", "NPROC"):
-        environment.pop(name, None)
     with open(home / f"{output}.log", "w") as log:
-        command = [sys.executable, "-c", LAUNCH, str(processes), str(devices), str(restarts), *program]
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        return launch(2, 2, restarts, RRM, "train", config, "--distributed", "on", log=log)
 
 
 def rows(run: Path) -> list[dict]:
@@ -55,11 +44,6 @@ def rows(run: Path) -> list[dict]:
     except OSError:
         return []
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def process_of(launcher: int, rank: int) -> int:
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    return next(int(c) for c in children if f"RRM_PROCESS={rank}\0" in Path(f"/proc/{c}/environ").read_text())
 
 
 def wait_for_moment(run: Path, moment: str, after: int, chance: random.Random, job: subprocess.Popen) -> None:
@@ -101,9 +85,9 @@ def main() -> None:
     steps = 3 * len(kills) + 3
     with tempfile.TemporaryDirectory() as folder:
         home = make_home(Path(folder))
-        undisturbed = launch(home, "undisturbed", steps, 2, 2, 0)
+        undisturbed = start(home, "undisturbed", steps, 0)
         assert undisturbed.wait() == 0, (home / "undisturbed.log").read_text()
-        job, reached = launch(home, "killed", steps, 2, 2, len(kills)), 0
+        job, reached = start(home, "killed", steps, len(kills)), 0
         for count, (victim, moment) in enumerate(kills, start=1):
             wait_for_moment(home / "killed", moment, reached + 2, chance, job)
             os.kill(process_of(job.pid, victim), signal.SIGKILL)

@@ -127,11 +127,15 @@ def _end(error: BaseException) -> NoReturn:
     code = 130 if isinstance(error, KeyboardInterrupt) else 2 if refused and isinstance(error, RrmError) else 1
     if not refused:
         traceback.print_exception(error)
+        with contextlib.suppress(Exception):
+            for _, first in _client().key_value_dir_get(_FAILED)[:1]:
+                _say(f"another process failed: {first}")
         # A collective fails when its peer is gone. The runtime then soon names it, and ends this process too.
         _say(f"{myself()} failed; waiting for word of a lost process, {HEARTBEAT_SECONDS + 2} s at most")
     met = False
     with contextlib.suppress(Exception):
-        _client().key_value_set(f"{_FAILED}{_rank()}", f"{myself()}: {told[:2000]}")
+        first = error.first if isinstance(error, _PeerFailed) else f"{myself()}: {told[:2000]}"
+        _client().key_value_set(f"{_FAILED}{_rank()}", first)
         seconds = _MEET_SECONDS if refused else HEARTBEAT_SECONDS + 2
         _client().wait_at_barrier("rrm_refused" if refused else "rrm_failed", seconds * 1000)
         met = True
@@ -142,6 +146,14 @@ def _end(error: BaseException) -> NoReturn:
     _say(f"{myself()} ends, and the job with it")
     sys.stdout.flush()
     os._exit(code)
+
+
+class _PeerFailed(RrmError):
+    """`first` names the process that failed by itself, and says why: also where word of it came by others."""
+
+    def __init__(self, first: str):
+        super().__init__(f"another process failed: {first}")
+        self.first = first
 
 
 def _of_peers(error: BaseException) -> bool:
@@ -206,7 +218,7 @@ def _get(key: str) -> str:
                 raise
         failed = _client().key_value_dir_get(_FAILED)
         if failed:
-            raise RrmError(f"another process failed: {failed[0][1]}")
+            raise _PeerFailed(failed[0][1])
         if time.monotonic() > deadline:
             raise RrmError(f"waited {JOIN_SECONDS} s for another process ({key}); its log says what it does")
 

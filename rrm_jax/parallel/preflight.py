@@ -74,7 +74,7 @@ def _differ(values: Sequence[Any], hosts: Sequence[str]) -> str:
         having.setdefault(repr(value), []).append(rank)
     if len(having) == 1:
         return ""
-    return ", ".join(f"{value} in {_named(ranks, hosts)}" for value, ranks in having.items())
+    return "; ".join(f"{value} in {_named(ranks, hosts)}" for value, ranks in having.items())
 
 
 def _named(ranks: Sequence[int], hosts: Sequence[str]) -> str:
@@ -116,12 +116,13 @@ def _write_probe(directory: Path) -> Path:
 
 
 def _check_seen(directory: Path, hosts: Sequence[str]) -> None:
-    probe = Path(from_first("probe", lambda: str(_write_probe(directory))))
+    """All write, as all will write their parts of checkpoints; all must see what the first one wrote."""
+    mine = _write_probe(directory)
     try:
+        probe = Path(from_first("probe", lambda: str(mine)))
         unseen = decide("seen", _is_seen(probe), lambda seen: [rank for rank, sees in enumerate(seen) if not sees])
     finally:
-        if is_first():
-            probe.unlink(missing_ok=True)
+        mine.unlink(missing_ok=True)
     if unseen:
         raise RrmError(
             f"{_named(unseen, hosts)} does not see what process 0 ({hosts[0]}) writes to {probe.parent}: output= must "
@@ -145,7 +146,12 @@ def _is_seen(probe: Path) -> bool:
 
 def _check_devices(hosts: Sequence[str]) -> str:
     """Here the devices are started, on all hosts."""
-    local = jax.local_devices()
+    try:
+        local = jax.local_devices()
+    except RuntimeError as error:
+        # Where Gloo finds no address it says no more than a line of its source.
+        unknown = f"is there an address for this host's own name, {socket.gethostname()}? (/etc/hosts)"
+        raise RrmError(f"devices do not start: {unknown if 'gloo' in str(error) else error}") from None
     mine = f"{len(local)} {local[0].device_kind} device{'s' if len(local) > 1 else ''}"
     different = decide("devices", mine, lambda of: _differ(of, hosts))
     if different:

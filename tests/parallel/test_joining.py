@@ -41,7 +41,7 @@ def test_processes_look_at_each_other_before_they_begin(tmp_path):
     assert f"2 processes with 4 cpu devices each: 0 on {host}, 1 on {host}" in first
     assert re.search(rf"warning: the clock of process [01] \({host}\) is off by (59|60|61) s", first)
     for _, config, unseen, _ in looks:  # both name the process that is different
-        assert f"optimizer.learning_rate: 1e-06 in process 0 ({host}), 2e-06 in process 1 ({host})\n" in config
+        assert f"optimizer.learning_rate: 1e-06 in process 0 ({host}); 2e-06 in process 1 ({host})\n" in config
         assert "seed" not in config
         assert f"process 1 ({host}) does not see what process 0" in unseen
     assert looks[0][3] == f"error: another process failed: process 1 ({host}): no such model here\n"

@@ -24,21 +24,21 @@ def make_data(directory: Path) -> None:
     (directory / "template.toml").write_text(world.TEMPLATE, encoding="utf-8")
 
 
-def make_home(directory: Path) -> Path:
-    """A base model, data, `warm`: a model that gives verdicts, and `full`: an ordinary run of three steps."""
-    make_warm(directory)
-    train(TrainConfig.model_validate(settings(directory, "full")), False, lambda message: None)
-    return directory
-
-
-def make_warm(directory: Path) -> Path:
-    """The same without `full`."""
+def make_warm(directory: Path, **changes: Any) -> Path:
+    """A base model, data, and `warm`: a model that gives verdicts, made of the first as the settings `changes` say."""
     make_base(directory / "base")
     make_data(directory)
     warm_up = {"method": "supervised", "steps": 40, "checkpoint": {"every": 40, "keep": 1}}
     paths = {"model__path": str(directory / "base"), "data__train": str(directory / "demonstrations.jsonl")}
-    changes = warm_up | paths | {"supervised__batch_size": 16}
-    train(TrainConfig.model_validate(settings(directory, "warm", **changes)), False, lambda message: None)
+    config = settings(directory, "warm", **warm_up | paths | {"supervised__batch_size": 16} | changes)
+    train(TrainConfig.model_validate(config), False, lambda message: None)
+    return directory
+
+
+def make_home(directory: Path) -> Path:
+    """What `make_warm` makes, and `full`: an ordinary run of three steps."""
+    make_warm(directory)
+    train(TrainConfig.model_validate(settings(directory, "full")), False, lambda message: None)
     return directory
 
 
