@@ -33,6 +33,7 @@ def command(
     intransitivity: cycles among the games of tournaments, and what they cost Elo and knockout
     dynamics: curves of training runs side by side
     posttrain-rl: a policy trained by GRPO on a judge's tournaments, on a verifier, and on a coin
+    posttrain-dpo: a policy trained by DPO on its own responses, labelled by a judge, by known answers, and by a coin
     cost: accuracy against tokens, for every strategy, number of votes and thinking budget
     calibration: how sure a judge is against how often it is right
 

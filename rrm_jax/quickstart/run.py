@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from rrm_jax.checkpoints.convert import save_model
-from rrm_jax.checkpoints.load import load_model
 from rrm_jax.checkpoints.run_files import read_metrics
 from rrm_jax.config import load_config
 from rrm_jax.data.jsonl import Reader
@@ -25,13 +24,12 @@ from rrm_jax.evaluation.tournament import comparer
 from rrm_jax.judging.judge import Judge
 from rrm_jax.judging.template import load_template
 from rrm_jax.models.config import DecoderConfig, to_hf
-from rrm_jax.models.decoder import Options
 from rrm_jax.models.params import init_params
-from rrm_jax.parallel.mesh import make_mesh, partition_spec
 from rrm_jax.quickstart import world
 from rrm_jax.ranking.protocol import Item
 from rrm_jax.ranking.strategies import Knockout, RoundRobin
 from rrm_jax.ranking.tournament import run_tournaments
+from rrm_jax.sampling.opening import open_sampler
 from rrm_jax.sampling.protocol import Decoding
 from rrm_jax.sampling.sampler import Sampler
 from rrm_jax.training.config import TrainConfig
@@ -151,10 +149,7 @@ def train_run(directory: Path, name: str, seed: int, report: Report) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _model(path: Path) -> tuple[Sampler, Tokenizer]:
-    mesh = make_mesh()
-    model = load_model(path, mesh=mesh, dtype=jnp.float32)
-    sampler = Sampler(model.config, model.params, Options(spec=partition_spec), mesh, batch_size=256)
-    return sampler, Tokenizer.load(model.assets)
+    return open_sampler(path, jnp.float32, batch_size=256)
 
 
 def _judge(directory: Path, name: str, temperature: float, **settings: Any) -> Judge:

@@ -26,6 +26,7 @@ from rrm_jax.studies.config import (
     CostConfig,
     JudgeConfig,
     JudgingConfig,
+    PosttrainConfig,
     ReasoningConfig,
     ScalingConfig,
     StudyConfig,
@@ -61,8 +62,13 @@ def count(studies: Mapping[str, StudyConfig], assumed: Assumed) -> tuple[list[As
     """By judge and budget; and each study's new votes, without those that one before it has drawn already."""
     judged: dict[tuple[str, int | None], _Judged] = {}
     new: dict[str, int] = {}
+    apart: list[Asked] = []
     for name, study in studies.items():
         new[name] = 0
+        if isinstance(study, PosttrainConfig):
+            asked = list(_of_posttraining(study, assumed))
+            apart += asked
+            new[name] = sum(one.votes for one in asked)
         if not isinstance(study, JudgingConfig):
             continue
         store = study.verdicts or f"{study.output}/votes.jsonl"
@@ -73,7 +79,23 @@ def count(studies: Mapping[str, StudyConfig], assumed: Assumed) -> tuple[list[As
                 new[name] += address not in of.votes
                 of.votes.add(address)
                 of.prompts.add((item, order))
-    return [Asked(one.judge, one.budget, len(one.prompts), len(one.votes)) for one in judged.values()], new
+    return [Asked(one.judge, one.budget, len(one.prompts), len(one.votes)) for one in judged.values()] + apart, new
+
+
+def _of_posttraining(study: PosttrainConfig, assumed: Assumed) -> Iterator[Asked]:
+    """Labels of pairs in both orders, and the comparisons of runs' tournaments: of every row, no responses equal."""
+    if study.pairs is not None:
+        rows = min(_rows(study.pairs.questions, assumed.queries), study.pairs.limit or 2**62)
+        yield Asked(study.pairs.judge, None, 2 * rows, 2 * rows)
+    for run in study.runs.values():
+        policy, rollout, judge = run.settings["policy"], run.settings["rollout"], run.settings["policy"]["judge"]
+        if run.settings["method"] != "grpo" or judge is None or policy["reward"] not in ("tournament", "mixed"):
+            continue
+        games = parse_entry(policy["strategy"]).strategy.most_comparisons(rollout["group_size"])
+        games *= run.settings["steps"] * rollout["prompts_per_step"]
+        orders = 2 if judge["order"] == "both" else 1
+        how = {key: judge[key] for key in ("model", "max_new_tokens", "max_prompt_tokens", "thinking")}
+        yield Asked(JudgeConfig(**how), None, games * orders, games * orders * judge["votes"])
 
 
 def _votes(study: JudgingConfig, assumed: Assumed) -> Iterator[tuple[int | None, str, int, int]]:

@@ -271,12 +271,30 @@ class TrainingRunConfig(Config):
         return given | {"settings": resolved.model_dump(mode="json")}
 
 
+class PosttrainPairsConfig(Config):
+    """Pairs of a policy's own responses, which are made before its runs begin."""
+
+    questions: str
+    """JSONL {id, query, answer}."""
+    limit: int | None = Field(None, ge=1)
+    policy: str
+    """The model that responds, asked as the first of the runs says."""
+    temperature: float = Field(1.0, gt=0)
+    max_new_tokens: int = Field(ge=1)
+    batch_size: int = Field(64, ge=1)
+    judge: JudgeConfig
+
+
 class PosttrainConfig(StudyConfig):
-    """Runs that are not finished are trained, or gone on with, in the order in which they stand."""
+    """Runs of policies, side by side."""
 
     title: str
+    train: bool = True
+    """Train runs that are not finished, or go on with them, in the order in which they stand; False: an error."""
     before: dict[str, TrainingRunConfig] = Field(default_factory=dict)
     """Runs that the others begin from."""
+    pairs: PosttrainPairsConfig | None = None
+    """Pairs to make then, OUTPUT/pairs.{judge,verifier,coin}.jsonl; None: the runs' data are there."""
     runs: dict[str, TrainingRunConfig] = Field(min_length=1)
     """By the names that are shown."""
     gains: tuple[str, ...] = ()

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrm_jax.checkpoints.store import complete_steps
+from rrm_jax.errors import RrmError
 from rrm_jax.evaluation.statistics import Interval
 from rrm_jax.evaluation.training_log import read_training_log
 from rrm_jax.studies.common import Session
 from rrm_jax.studies.config import PosttrainConfig, TrainingRunConfig
 from rrm_jax.studies.dynamics import Curve, compute, draw, learned, rows_of
+from rrm_jax.studies.posttrain_pairs import make_pairs
 from rrm_jax.studies.report import Claim, Outcome, Report, Table, brackets, claim, percent, points
+from rrm_jax.training.policy_config import PolicyConfig
 
 PANELS = (
     ("eval", "accuracy", "Held-out answers", "right, %", 100.0),
@@ -22,6 +25,12 @@ PANELS = (
     ("train", "judge_first", "Verdicts for the response shown first", "%", 100.0),
     ("eval", "response_length", "Length of held-out responses", "tokens, mean", 1.0),
 )
+
+
+_NOTE: dict[bool, tuple[str, ...]] = {
+    True: ("In tournaments what one response wins another loses: their mean reward is ½ whatever is learnt.",),
+    False: (),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,26 +48,41 @@ class Trained:
 class Found:
     runs: tuple[Trained, ...]
     curves: tuple[Curve, ...]
+    pairs: dict[str, float]
+    """How many were made, by who labelled them."""
 
 
 def find(config: PosttrainConfig, session: Session) -> Found:
-    for name, run in {**config.before, **config.runs}.items():
-        train_unfinished(name, run, config.seed, session)
+    for name, run in config.before.items():
+        _finish(name, run, config, session)
+    counts: dict[str, float] = {}
+    if config.pairs is not None:
+        first = next(iter(config.runs.values()))
+        policy = PolicyConfig.model_validate(first.settings["policy"])
+        counts = make_pairs(Path(config.output), config.pairs, policy, session)
+    for name, run in config.runs.items():
+        _finish(name, run, config, session)
     logs = {name: read_training_log(Path(run.settings["output"])) for name, run in config.runs.items()}
     curves = compute(logs, PANELS)
-    return Found(tuple(_trained(name, log.step, curves) for name, log in logs.items()), tuple(curves))
+    return Found(tuple(_trained(name, log.step, curves) for name, log in logs.items()), tuple(curves), counts)
 
 
-def train_unfinished(name: str, run: TrainingRunConfig, seed: int, session: Session) -> None:
+def _finish(name: str, run: TrainingRunConfig, config: PosttrainConfig, session: Session) -> None:
     """Trains, or goes on with, a run of `rrm train` that has not come to its last step."""
     from rrm_jax.training.config import TrainConfig
     from rrm_jax.training.train import train
 
-    settings = TrainConfig.model_validate(run.settings | {"seed": seed})
+    settings = TrainConfig.model_validate(run.settings | {"seed": config.seed})
     directory = Path(settings.output)
     steps = complete_steps(directory / "checkpoints") if directory.is_dir() else []
-    if steps and steps[-1] >= settings.steps:
+    reached = steps[-1] if steps else 0
+    if reached >= settings.steps:
         return
+    if not config.train:
+        raise RrmError(
+            f"the run {name} in {directory} has come to step {reached} of {settings.steps}: finish it with rrm train "
+            f"{run.config} (its settings here: output={directory} data.train={run.settings['data']['train']})"
+        )
     session.report(f"── train {name}")
     train(settings, resume=(directory / "config.yaml").exists(), report=session.report)
 
@@ -84,6 +108,7 @@ def report(config: PosttrainConfig, found: Found, seeds: Sequence[int]) -> Repor
         found,
         [
             Table("Held-out answers that are right", rows),
+            *_pairs_table(found.pairs),
             Table("First, most and last", rows_of(found.curves, PANELS), left=2),
         ],
         [
@@ -95,7 +120,7 @@ def report(config: PosttrainConfig, found: Found, seeds: Sequence[int]) -> Repor
         ],
         [
             "Right is what a rule finds to be the known answer; it rewards only the run that says so.",
-            "In tournaments what one response wins another loses: their mean reward is ½ whatever is learnt.",
+            *_NOTE[any(curve.metric == "reward_mean" for curve in found.curves)],
             "In brackets: Wilson's 95 % intervals over the held-out questions."
             if len(seeds) == 1
             else brackets(seeds, "held-out questions"),
@@ -107,6 +132,13 @@ def report(config: PosttrainConfig, found: Found, seeds: Sequence[int]) -> Repor
 
 def _evidence(one: Trained) -> str:
     return f"{points(one.gain)} points in {one.steps} steps, to {percent(one.after)}."
+
+
+def _pairs_table(pairs: dict[str, float]) -> list[Table]:
+    if not pairs:
+        return []
+    rows = [["labelled by", "pairs"], *([name, f"{count:,.0f}"] for name, count in pairs.items())]
+    return [Table("Pairs of the policy's own responses", rows)]
 
 
 def _gain(one: Trained) -> Claim:

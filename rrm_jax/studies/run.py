@@ -50,6 +50,7 @@ STUDIES: dict[str, Study] = {
     "intransitivity": Study(configs.IntransitivityConfig, intransitivity.find, intransitivity.report),
     "dynamics": Study(configs.DynamicsConfig, dynamics.find, dynamics.report),
     "posttrain-rl": Study(configs.PosttrainConfig, posttrain.find, posttrain.report),
+    "posttrain-dpo": Study(configs.PosttrainConfig, posttrain.find, posttrain.report),
     "cost": Study(configs.CostConfig, cost.find, cost.report),
     "calibration": Study(configs.CalibrationConfig, calibration.find, calibration.report),
 }
@@ -80,7 +81,7 @@ def run_study(
     if missing:
         raise RrmError(f"there is no file {missing[0]}, which the study {name} reads")
     with pinned(output / "run.json", config=config.model_dump(), seed=config.seed, inputs={**inputs}):
-        judging = isinstance(config, configs.JudgingConfig)
+        judging = isinstance(config, configs.JudgingConfig) or getattr(config, "pairs", None) is not None
         store = Path(getattr(config, "verdicts", None) or output / "votes.jsonl")
         with VoteLog(store, report=report) if judging else contextlib.nullcontext() as log:
             session = Session(config.seed, log, open_judge, report, advance)

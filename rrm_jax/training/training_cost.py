@@ -59,7 +59,7 @@ def training_cost(
     mfu: float = 0.4,
     efficiency: float = 0.5,
 ) -> TrainingCost:
-    """Of all steps of a run; mean tokens of a prompt and of a completion.
+    """Of all steps of a run, without the judge of a policy; mean tokens of a prompt and of a completion.
 
     `devices` is by default what the mesh says, where that is open the least that holds the training state. Supervised
     training samples nothing. Raises RrmError if the devices do not fit the mesh, or not the model.
@@ -71,6 +71,8 @@ def training_cost(
     devices = math.prod(mesh.values())
     sampling, forwards, epochs = 0.0, 0, 1
     completions = config.supervised.batch_size
+    if config.method == "dpo":
+        completions, forwards = 2 * config.dpo.batch_size, int(not config.dpo.reference_free)
     if config.method == "grpo":
         completions = rollout.prompts_per_step * rollout.group_size
         epochs = grpo.epochs
@@ -111,6 +113,8 @@ def state_bytes(config: TrainConfig) -> float:
     if config.optimizer.kind == "adamw" and not config.optimizer.offload:
         held += {"float32": 8, "bfloat16": 4, "int8": 2}[config.optimizer.moments]
     reference = config.method == "grpo" and grpo.kl_coef > 0 and not grpo.offload_reference
+    if config.method == "dpo":
+        reference = not (config.dpo.reference_free or config.dpo.offload_reference)
     return held + (width if reference else 0)
 
 

@@ -200,10 +200,12 @@ def test_length_and_order_show_in_the_metrics(home):
         one.rewards = [float(x) for x in rewards]
         one.counts = {"votes": 4.0, "invalid_votes": 1.0, "first_votes": 3.0, "comparisons": 4.0, "undecided": 0.0}
         one.counts |= {"both_orders": 2.0, "consistent": 1.0, "judge_tokens": 10.0}
+        one.right = [None, None, False, True]
     found = tournament_metrics(groups)
     assert found["reward_length_correlation"] == pytest.approx(1)
     assert found["judge_first"] == 1
     assert found["judge_consistency"] == 0.5
+    assert found["reward_auc"] == 0.5  # the right one earned more in the first group, and less in the second
     groups[1].rewards = groups[1].rewards[::-1]
     assert tournament_metrics(groups)["reward_length_correlation"] == pytest.approx(0)
 
