@@ -22,7 +22,7 @@ from rrm_jax.rl.losses import PolicyBatch
 from rrm_jax.sampling import call, control, engine
 from rrm_jax.sampling.block import Start, Table
 from rrm_jax.sampling.sampler import BLOCK
-from rrm_jax.sampling.schedule import LARGEST_CHUNK, attended, bucket
+from rrm_jax.sampling.buckets import LARGEST_CHUNK, attended, bucket
 from rrm_jax.training import grpo, supervised
 from rrm_jax.training.batches import Example, MicroBatch
 from rrm_jax.training.config import TrainConfig

@@ -1,10 +1,11 @@
-"""One call of `Sampler.generate`: the loop on the host that refills rows, sizes the caches and collects results."""
+"""The loop on the host that refills rows, sizes the caches and collects results: of one call of `Sampler.generate`, or
+of all that a server is asked for."""
 
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import jax
 import numpy as np
@@ -12,10 +13,11 @@ import numpy as np
 from rrm_jax.models.decoder import Options
 from rrm_jax.sampling import control
 from rrm_jax.sampling.block import Drawn, Shared, Slots, Start, Table
+from rrm_jax.sampling.buckets import bucket, coarse_bucket
 from rrm_jax.sampling.control import Rows
 from rrm_jax.sampling.memory import explain_exhaustion
 from rrm_jax.sampling.protocol import Completion, Request
-from rrm_jax.sampling.schedule import Schedule, Work, bucket
+from rrm_jax.sampling.schedule import Schedule, Work
 from rrm_jax.sampling.stats import Stats
 
 if TYPE_CHECKING:
@@ -44,28 +46,75 @@ class _Block:
     owners: list[Work | None]
 
 
-class GenerateCall:
-    """Iterates over the completions; `failed` then has the requests whose logits were not finite."""
+class Source(Protocol):
+    """Where requests come from, and who hears of them, each request by its identity."""
 
-    def __init__(self, sampler: "Sampler", requests: Iterable[Request]):
+    lasting: bool
+    """Whether more may come when none is left. Rows and places for prompts are kept for them then, and shapes are
+    coarse: a server that compiles lets everybody wait."""
+
+    def take(self, most: int, idle: bool) -> Sequence[Request]:
+        """At most so many that are there now. With `idle` nothing else is at work: none means that none will come."""
+        ...
+
+    def cancelled(self) -> Collection[Request]:
+        """What nobody wants any more, of all that was taken, since it was last asked."""
+        ...
+
+    def drawn(self, request: Request, token_ids: Sequence[int], model_logprobs: Sequence[float]) -> None:
+        """A running request's newest tokens."""
+        ...
+
+
+class Given:
+    """The requests of one call of `generate`."""
+
+    lasting = False
+
+    def __init__(self, requests: Iterable[Request]):
+        self._requests = iter(requests)
+
+    def take(self, most: int, idle: bool) -> Sequence[Request]:
+        return list(itertools.islice(self._requests, most))
+
+    def cancelled(self) -> Collection[Request]:
+        return ()
+
+    def drawn(self, request: Request, token_ids: Sequence[int], model_logprobs: Sequence[float]) -> None:
+        pass
+
+
+class GenerateCall:
+    """Iterates over the completions; `failed` has the requests so far whose logits were not finite."""
+
+    def __init__(self, sampler: "Sampler", source: Source):
         self.sampler, self.programs, self.params = sampler, sampler._programs, sampler._params
-        self.requests, self.failed = iter(requests), []
+        self.source, self.failed = source, []
         self.stats, self.compiled_before = Stats.of(sampler), self.programs.compilations
         self.under_way: collections.deque[_Block] = collections.deque()
         self.finished: list[Completion] = []
+        self.dropped: set[int] = set()  # rows that the devices still work on, for nobody
 
     def __iter__(self) -> Iterator[Completion]:
+        for finished in self.blocks():
+            yield from finished
+
+    def blocks(self) -> Iterator[list[Completion]]:
+        """What finished with each look of the host, which may be nothing."""
         sampler = self.sampler
-        first = list(itertools.islice(self.requests, sampler.batch_size))
+        first = self.source.take(sampler.batch_size, idle=True)
         if not first:
             return
         batch = sampler.batch_size
         while batch % 2 == 0 and batch // 2 >= len(first) and (batch // 2) % sampler.ways == 0:
+            if self.source.lasting:
+                break
             batch //= 2
         dynamic, most = sampler.config.rope.kind == "dynamic", sampler.config.max_positions
         # Dynamic RoPE rotates a prompt beyond the trained length by that length: its head is nobody else's.
         share = (lambda a, b: max(a, b) <= most) if dynamic else (lambda a, b: True)
-        self.schedule = Schedule(batch, sampler.ways, PREFILL_TOKENS, share)
+        self.schedule = Schedule(batch, sampler.ways, PREFILL_TOKENS, share, coarse=self.source.lasting)
+        self.bucket = coarse_bucket if self.source.lasting else bucket
         for request in first:
             self._take(request)
         self.rows = control.free_rows(batch, _STOP_BUCKET, _SCRIPT_BUCKET)
@@ -74,18 +123,19 @@ class GenerateCall:
         self.slots: Slots | None = None
         with explain_exhaustion(sampler, self.stats):
             while True:
+                self._drop(self.source.cancelled())
                 self._look_ahead()
                 started = self._refill()
                 if self.schedule.live():
-                    self._fit(shrink=not started)
+                    self._fit(shrink=not started and not self.source.lasting)
                     self._dispatch(started)
                 elif not self.under_way:
                     assert not self.schedule.waiting, "requests wait, and none can start"
                     return
                 if len(self.under_way) > sampler.overlap or not self.schedule.live():
                     self._read(self.under_way.popleft())
-                yield from self.finished
-                self.finished.clear()
+                finished, self.finished = self.finished, []
+                yield finished
 
     def _take(self, request: Request) -> None:
         self.sampler.check(request)
@@ -94,8 +144,23 @@ class GenerateCall:
         self.stats.longest = max(self.stats.longest, len(request.prompt_ids) + request.decoding.max_new_tokens)
 
     def _look_ahead(self) -> None:
-        for request in itertools.islice(self.requests, self.sampler.batch_size - self.schedule.waiting_count):
+        room = self.sampler.batch_size - self.schedule.waiting_count
+        idle = not (self.schedule.waiting or self.schedule.live() or self.under_way)
+        for request in self.source.take(room, idle) if room else ():
             self._take(request)
+
+    def _drop(self, requests: Collection[Request]) -> None:
+        """Frees the rows, and the places in the queue, of requests that nobody wants any more."""
+        if not requests:
+            return
+        unwanted = {id(request) for request in requests}
+        for row in self.schedule.live():
+            work = self._work(row)
+            if id(work.request) in unwanted:
+                work.done = True
+                self.schedule.finish(row)
+                self.dropped.add(row)
+        self.schedule.withdraw(unwanted)
 
     # Prompts
 
@@ -105,7 +170,7 @@ class GenerateCall:
         decoding = bool(schedule.live())
         if not schedule.waiting and not decoding:
             return []
-        schedule.rows_per_prompt = max(schedule.rows_per_prompt, schedule.group())
+        schedule.rows_per_prompt = schedule.group()
         self._fit_prompts()
         started = schedule.start_rows()
         while True:
@@ -150,23 +215,23 @@ class GenerateCall:
         need = schedule.longest_prompt()
         if schedule.waiting:
             need = max(need, max(len(key) for key in itertools.islice(schedule.waiting, len(schedule.rows))))
-        columns = bucket(max(need, 1), prompt_bucket(self.sampler.options))
+        columns = self.bucket(max(need, 1), prompt_bucket(self.sampler.options))
         ways = self.sampler.ways
         if self.shared is None:
             prompts = schedule.prompts_wanted()
-            schedule.resize_prompts(prompts)
+            schedule.resize_prompts(prompts, columns)
             self.shared = self.programs.empty_shared(prompts=prompts * ways, columns=columns)
             return
         have = self.shared.layers[0].k.shape[2]
         if columns <= have < 2 * columns:
             columns = have
         prompts = schedule.prompts_wanted()
-        if not schedule.waiting:
+        if not schedule.waiting and not self.source.lasting:
             still = bucket(schedule.drop_idle_prompts(), 1)
             prompts = still if 2 * still <= prompts else prompts
         if prompts * ways == len(schedule.residents) and columns == have:
             return
-        source = schedule.resize_prompts(prompts)
+        source = schedule.resize_prompts(prompts, columns)
         self._move(self.shared.layers, source, columns)
         hidden = self.programs.move_state(self.shared.hidden, source, columns=0)
         self.shared = Shared(self.shared.layers, hidden)
@@ -191,7 +256,7 @@ class GenerateCall:
         for row in schedule.live():
             work = self._work(row)
             need = max(need, min(len(work.token_ids) + ahead, work.request.decoding.max_new_tokens) + drafts)
-        columns, batch, ways = bucket(need, cache_bucket(sampler.options)), len(schedule.rows), sampler.ways
+        columns, batch, ways = self.bucket(need, cache_bucket(sampler.options)), len(schedule.rows), sampler.ways
         assert self.shared is not None
         history = self.shared.layers[0].k.shape[2] + columns if sampler.lookup else 0
         if self.slots is None:
@@ -229,6 +294,10 @@ class GenerateCall:
         self.programs.forget_old_programs()
         length, rows, place = schedule.table()
         fresh = np.zeros(len(schedule.rows), bool)
+        for row in self.dropped.difference(started):
+            self.rows.max_new[row] = 0  # begun anew for one token, that of nobody, it is done
+            fresh[row] = True
+        self.dropped.clear()
         fresh[started] = True
         prompt = None
         if self.slots.history is not None:
@@ -260,6 +329,8 @@ class GenerateCall:
             work.token_ids += drawn.record.token[row, :new].tolist()
             work.logprobs += drawn.record.logprob[row, :new].tolist()
             work.model_logprobs += drawn.record.model_logprob[row, :new].tolist()
+            if new:
+                self.source.drawn(work.request, work.token_ids[-new:], work.model_logprobs[-new:])
             self.stats.tokens += new
             if not progress.done[row]:
                 continue

@@ -12,7 +12,7 @@ from rrm_jax.errors import RrmError
 from rrm_jax.models.config import DecoderConfig
 from rrm_jax.models.decoder import Options, Params
 from rrm_jax.sampling import control, engine
-from rrm_jax.sampling.call import GenerateCall
+from rrm_jax.sampling.call import GenerateCall, Given
 from rrm_jax.sampling.lookup import PromptLookup
 from rrm_jax.sampling.protocol import Completion, Request
 from rrm_jax.sampling.stats import Stats
@@ -123,15 +123,19 @@ class Sampler:
         if isinstance(requests, Sequence):
             for request in requests:
                 self.check(request)
-        call = GenerateCall(self, requests)
+        call = GenerateCall(self, Given(requests))
         yield from call
         if call.failed:
-            named = ", ".join(f"{r.id!r} (sample {r.sample})" for r in call.failed[:5])
-            raise RrmError(
-                f"the logits of {len(call.failed)} request(s) were not finite: {named}; every other request was "
-                f"completed. Look for NaN or infinity in the weights, or use a wider dtype than "
-                f"{np.dtype(self.options.dtype).name}"
-            )
+            raise self.not_finite(call.failed)
+
+    def not_finite(self, failed: Sequence[Request]) -> RrmError:
+        """What to say of requests whose logits were not finite."""
+        named = ", ".join(f"{r.id!r} (sample {r.sample})" for r in failed[:5])
+        return RrmError(
+            f"the logits of {len(failed)} request(s) were not finite: {named}; every other request was "
+            f"completed. Look for NaN or infinity in the weights, or use a wider dtype than "
+            f"{np.dtype(self.options.dtype).name}"
+        )
 
     def check(self, request: Request) -> None:
         """Raises RrmError, with the reason and what to change, for a request that cannot be served."""

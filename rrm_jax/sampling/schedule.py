@@ -7,43 +7,18 @@ are in the same part.
 
 import collections
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from rrm_jax.sampling.buckets import attended, bucket, chunk_size, coarse_bucket
 from rrm_jax.sampling.protocol import Request
 
 Key = tuple[int, ...]
 
-_CHUNKS = (32, 64, 128, 256, 512)
-LARGEST_CHUNK = _CHUNKS[-1]
-"""Tokens of a prompt that are computed at a time, at most."""
 _LEAST_SHARED = 16  # a shorter common head costs more to look after than to compute
 _LOOKED_AT = 64  # prompts in the queue, when one is chosen
-
-
-def bucket(size: int, smallest: int = 32) -> int:
-    """The least of 32, 48, 64, 96, 128, 192, … that holds `size`: few shapes to compile, at most a third of waste."""
-    power = smallest
-    while power < size:
-        if power * 3 // 2 >= size:
-            return power * 3 // 2
-        power *= 2
-    return power
-
-
-def chunk_size(remaining: int) -> int:
-    """How many columns to compute next of so many: few sizes, and little padding at a prompt's end."""
-    above = next((size for size in _CHUNKS if size >= remaining), _CHUNKS[-1])
-    if remaining >= above * 3 // 4 or above == _CHUNKS[0]:
-        return above
-    return max(size for size in _CHUNKS if size <= remaining)
-
-
-def attended(end: int) -> int:
-    """Columns that a later chunk attends to, to hold `end`."""
-    return bucket(end, 128)
 
 
 @dataclasses.dataclass(eq=False)
@@ -89,10 +64,14 @@ class Chunk(NamedTuple):
 
 
 class Schedule:
-    """`share_heads(a, b)` says whether prompts of these lengths may share the keys and values of a common head."""
+    """`share_heads(a, b)` says whether prompts of these lengths may share the keys and values of a common head.
 
-    def __init__(self, batch: int, ways: int, prefill_tokens: int, share_heads=lambda a, b: True):
-        self.ways, self.prefill_tokens, self._share_heads = ways, prefill_tokens, share_heads
+    `coarse`: numbers of prompts, of those prefilled together, and of rows for one, are powers of four, so that what
+    anybody may ask for at any time has few shapes to compile.
+    """
+
+    def __init__(self, batch: int, ways: int, prefill_tokens: int, share_heads=lambda a, b: True, coarse: bool = False):
+        self.ways, self.prefill_tokens, self._share_heads, self._coarse = ways, prefill_tokens, share_heads, coarse
         self.rows: list[Work | None] = [None] * batch
         self.residents: list[Resident | None] = []
         self.waiting: dict[Key, collections.deque[Request]] = {}
@@ -138,6 +117,16 @@ class Schedule:
             del self.waiting[key]
         return request
 
+    def withdraw(self, unwanted: Collection[int]) -> None:
+        """Takes requests, by their `id()`, out of the queue."""
+        for key, requests in list(self.waiting.items()):
+            kept = collections.deque(request for request in requests if id(request) not in unwanted)
+            self.waiting_count -= len(requests) - len(kept)
+            if kept:
+                self.waiting[key] = kept
+            else:
+                del self.waiting[key]
+
     def _homes(self, key: Key) -> Iterator[tuple[int, Resident]]:
         for at, resident in enumerate(self.residents):
             if resident is not None and resident.key == key:
@@ -166,16 +155,19 @@ class Schedule:
     # Shapes
 
     def group(self) -> int:
-        """How many rows a prompt's list should have: as many as use it, unless that would mean mostly empty places."""
+        """How many rows a prompt's list should have: as many as use it, unless that would mean mostly empty places; no
+        fewer than it needs, or had."""
         wanted = collections.Counter({key: len(requests) for key, requests in self.waiting.items()})
         for resident in self.residents:
             if resident is not None and resident.users:
                 wanted[resident.key] += len(resident.users)
         most, total, best = len(self.rows) // self.ways, sum(wanted.values()), 1
-        size = 2
+        ratio = size = 4 if self._coarse else 2
         while size <= most and 2 * size * sum(-(-count // size) for count in wanted.values()) <= 3 * total:
-            best, size = size, 2 * size
-        return best
+            best, size = size, ratio * size
+        # Where anybody may ask at any time, a large group of the past is no reason to make room for large groups.
+        used = max((len(resident.users) for resident in self.residents if resident is not None), default=1)
+        return max(best, coarse_bucket(used, ratio=4) if self._coarse else self.rows_per_prompt)
 
     def prompts_wanted(self) -> int:
         """How many prompts a part should have room for: what is needed first, and a step more where rows lie idle."""
@@ -184,12 +176,15 @@ class Schedule:
         if not self.residents:
             distinct = -(-len(self.waiting) // self.ways)
             per_prompt = -(-most // self.rows_per_prompt)
-            return min(bucket(max(1, min(distinct, per_prompt)), 1), most)
+            return min(self._places(max(1, min(distinct, per_prompt))), most)
         starved = self.waiting_count and any(
             self._free_rows(part) and self._vacancy(part) is None and self._part_is_settled(part)
             for part in range(self.ways)
         )
-        return min(bucket(have + 1, 1), most) if starved and have < most else have
+        return min(self._places(have + 1), most) if starved and have < most else have
+
+    def _places(self, prompts: int) -> int:
+        return coarse_bucket(prompts, ratio=4) if self._coarse else bucket(prompts, 1)
 
     def _part_is_settled(self, part: int) -> bool:
         return all(r is not None and r.ready for r in (self.residents[at] for at in self._prompts_of(part)))
@@ -199,16 +194,17 @@ class Schedule:
         kept = [len(r.ids) for r in self.residents if r is not None and (r.users or r.pins or not r.ready)]
         return max(kept, default=0)
 
-    def resize_prompts(self, per_part: int) -> np.ndarray:
-        """Makes room for so many prompts a part: the old place of each, int32 [W, per part], by the part.
+    def resize_prompts(self, per_part: int, columns: int) -> np.ndarray:
+        """Makes room for so many prompts a part, of so many tokens: the old place of each, int32 [W, per part], by the
+        part.
 
-        Prompts in use come first; those that find no place are dropped.
+        Prompts in use come first; those that find no place, and idle ones that are longer, are dropped.
         """
         source = np.zeros((self.ways, per_part), np.int32)
         residents: list[Resident | None] = []
         for part in range(self.ways):
             old = self._prompts_of(part) if self.residents else range(0)
-            kept = [at for at in old if self.residents[at] is not None]
+            kept = [at for at in old if (resident := self.residents[at]) is not None and len(resident.ids) <= columns]
             kept.sort(key=lambda at: (not self._held(at), -self._at(at).used))
             kept = kept[:per_part]
             moved = {at: part * per_part + place for place, at in enumerate(kept)}
@@ -286,8 +282,8 @@ class Schedule:
                 return
             ids = np.asarray(key, np.int32)
             donor, shared = self._donor(part, ids)
-            if donor is not None and self._at(donor).filled < shared:
-                continue
+            if donor is not None and (self._at(donor).filled < shared or self._at(donor).donor is not None):
+                continue  # not there yet, or counted as its own before it has been copied
             place = self._vacancy(part, keep=donor)
             if place is None:
                 continue
@@ -355,9 +351,7 @@ class Schedule:
             part = chosen[self._part_of_prompt(at)]
             if self._kind(at) == (columns, later) and len(part) < most:
                 part.append(at)
-        each = 1
-        while each < max(map(len, chosen)):
-            each *= 2
+        each = coarse_bucket(max(map(len, chosen)), ratio=4 if self._coarse else 2)
         return self._chunk(chosen, each, columns, later)
 
     def _kind(self, at: int) -> tuple[int, bool]:

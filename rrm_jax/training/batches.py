@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rrm_jax.rl.logprobs import Sequences
-from rrm_jax.sampling.schedule import bucket as sampler_bucket
+from rrm_jax.sampling.buckets import bucket as sampler_bucket
 from rrm_jax.training.config import PackConfig
 
 

@@ -315,3 +315,17 @@ def test_arrays_in_place_are_used_as_they_are():
     listed = jax.tree.map(jnp.asarray, unstack(PARAMS))
     assert make_sampler(params=listed)._params is listed
     assert make_sampler(params=stack(listed))._params is not listed
+
+
+def test_an_idle_prompt_that_no_longer_fits_its_place_is_computed_again():
+    rng = np.random.default_rng(0)
+    long = tuple(rng.integers(0, CONFIG.vocab_size, 200).tolist())
+    short = [tuple(rng.integers(0, CONFIG.vocab_size, 5).tolist()) for _ in range(3)]
+    how = Decoding(1.0, max_new_tokens=40)
+    requests = [Request("first", long, Decoding(1.0, max_new_tokens=2))]
+    # So many that the last one is not known yet when the places are cut to the short ones.
+    requests += [Request(f"short {at}", short[at % 3], how) for at in range(24)]
+    requests.append(Request("again", long, how))
+    sampler = make_sampler(batch_size=4)
+    alone = {request.id: next(iter(sampler.generate([request]))).token_ids for request in requests}
+    assert {c.request.id: c.token_ids for c in sampler.generate(iter(requests))} == alone

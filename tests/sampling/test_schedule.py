@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from rrm_jax.sampling.buckets import attended, bucket, chunk_size
 from rrm_jax.sampling.protocol import Decoding, Request
-from rrm_jax.sampling.schedule import Schedule, attended, bucket, chunk_size
+from rrm_jax.sampling.schedule import Schedule
 
 HOW = Decoding(1.0, max_new_tokens=8)
 
@@ -17,9 +18,9 @@ def fill(schedule: Schedule, requests) -> list[int]:
     """Takes requests in and prefills until no more can start: the rows that did."""
     for each in requests:
         schedule.add(each)
-    schedule.rows_per_prompt = max(schedule.rows_per_prompt, schedule.group())
+    schedule.rows_per_prompt = schedule.group()
     if not schedule.residents:
-        schedule.resize_prompts(schedule.prompts_wanted())
+        schedule.resize_prompts(schedule.prompts_wanted(), 4096)
     started = schedule.start_rows()
     while True:
         schedule.admit()
@@ -109,7 +110,7 @@ def test_common_heads_are_computed_once():
     prompts = [root + [50 + first] * 30 + [90 + i] * 20 for first in range(2) for i in range(3)]
     for at, ids in enumerate(prompts):
         schedule.add(request(f"r{at}", ids))
-    schedule.resize_prompts(schedule.prompts_wanted())
+    schedule.resize_prompts(schedule.prompts_wanted(), 4096)
     real, sources = 0, []
     while schedule.admit() or (chunk := schedule.next_chunk()) is not None:
         real += chunk.real
@@ -142,7 +143,7 @@ def test_heads_are_not_shared_where_the_lengths_forbid_it():
     head = list(range(60))
     for name, tail in (("short", [1]), ("also", [2]), ("long", [3] * 10)):
         schedule.add(request(name, head + tail))
-    schedule.resize_prompts(schedule.prompts_wanted())
+    schedule.resize_prompts(schedule.prompts_wanted(), 4096)
     real = 0
     while schedule.admit() or (chunk := schedule.next_chunk()) is not None:
         real += chunk.real
@@ -160,7 +161,7 @@ def test_shrinking_keeps_what_lives():
     assert source.shape == (2, 2)
     assert sorted(source.ravel().tolist()) == [1, 3, 4, 6]
     assert {work.request.id for work in schedule.rows} == names
-    prompts = schedule.resize_prompts(schedule.drop_idle_prompts())
+    prompts = schedule.resize_prompts(schedule.drop_idle_prompts(), 4096)
     assert prompts.shape == (2, 2)
     check_table(schedule)
 
@@ -187,3 +188,43 @@ def test_decisions_are_a_function_of_the_requests():
     first = played()
     assert first == played()
     assert sum(map(len, first)) == 60
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+@pytest.mark.parametrize("ways", [1, 2])
+def test_what_a_place_is_said_to_hold_is_there(ways, coarse):
+    """The chunks, carried out on lists of tokens as the devices would, many prompts with heads in common."""
+    rng = np.random.default_rng(0)
+    heads = [rng.integers(0, 50, size).tolist() for size in (20, 20, 60)]
+    prompts = [heads[rng.integers(3)] + rng.integers(0, 50, rng.integers(1, 90)).tolist() for _ in range(40)]
+    schedule = Schedule(8, ways, 256, coarse=coarse)
+    waiting = [request(f"r{at}", prompts[rng.integers(40)], at) for at in range(300)]
+    held: list[list[int]] = []
+    while waiting or schedule.waiting or schedule.live():
+        for _ in range(min(len(waiting), 8 - schedule.waiting_count)):
+            schedule.add(waiting.pop())
+        schedule.rows_per_prompt = schedule.group()
+        per_part = schedule.prompts_wanted()
+        if per_part * ways != len(schedule.residents):
+            before = len(schedule.residents) // ways
+            source = schedule.resize_prompts(per_part, 256)
+            held = [held[part * before + at] if held else [] for part in range(ways) for at in source[part]]
+        schedule.admit()
+        while (chunk := schedule.next_chunk()) is not None:
+            old, each, at = [list(tokens) for tokens in held], chunk.source.shape[1], 0
+            for part in range(ways):
+                for place in range(each):
+                    target = int(chunk.target[part, place])
+                    if target < per_part:
+                        head = old[part * per_part + int(chunk.source[part, place])][: int(chunk.start[at])]
+                        held[part * per_part + target] = head + chunk.tokens[at, : chunk.count[at]].tolist()
+                    at += 1
+            schedule.admit()
+        for row in schedule.start_rows():
+            check_table(schedule)
+            key = schedule.rows[row].request.prompt_ids
+            homes = [at for at, r in enumerate(schedule.residents) if r is not None and row in r.users]
+            assert held[homes[0]] == list(key)
+        for row in schedule.live():
+            if rng.random() < 0.4:
+                schedule.finish(row)
