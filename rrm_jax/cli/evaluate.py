@@ -1,4 +1,4 @@
-"""`rrm eval`: benchmarks, judged by a model or scored from a file of verdicts."""
+"""`rrm eval`: benchmarks, judged or answered by a model, or scored from a file."""
 
 import dataclasses
 from pathlib import Path
@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from rrm_jax.cli.evaluate_answers import AnsweringOptions, answer, check_options, with_answers
 from rrm_jax.cli.judge_options import JudgeOptions, open_judge
 from rrm_jax.cli.loading import Progress, warn
 from rrm_jax.cli.options import ModelOptions, Strict, Verdicts, with_options
+from rrm_jax.cli.sampling_options import PromptOptions
 from rrm_jax.errors import RrmError
 
 if TYPE_CHECKING:
@@ -22,7 +24,11 @@ class EvalModelOptions(ModelOptions):
     """As for the other verbs, but that a file of verdicts needs no model."""
 
     model: Annotated[  # type: ignore[assignment]
-        Path | None, typer.Option(help="The judge: as for rrm judge. None with --verdict-file.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="The judge, as for rrm judge, or, of answer-…, the model that answers. None with --verdict-file.",
+            show_default=False,
+        ),
     ] = None
 
 
@@ -82,7 +88,8 @@ def command(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Writes OUT.json, OUT.md, OUT.run.json and, of a judge, OUT.judged.jsonl and OUT.votes.jsonl.",
+            help="Writes OUT.json, OUT.md, OUT.run.json, OUT.judged.jsonl and, of a judge, OUT.votes.jsonl; of a model "
+            "that answers, OUT.samples/.",
             show_default=False,
         ),
     ] = None,
@@ -108,10 +115,12 @@ def command(
     picking: PickOptions = PickOptions(),
     models: EvalModelOptions = EvalModelOptions(),
     judging: JudgeOptions = JudgeOptions(),
+    answering: AnsweringOptions = AnsweringOptions(),
+    prompt: PromptOptions = PromptOptions(),
     verdicts: Verdicts = None,
     strict: Strict = False,
 ) -> None:
-    """Score a judge on a benchmark.
+    """Score a judge on a benchmark, or a model that answers questions.
 
     Reads a snapshot of the benchmark that lies on this machine, has the model judge it, and prints each score with its
     95 % interval, the items, invalid and cut-off votes, order consistency, comparisons and tokens; published numbers
@@ -122,11 +131,20 @@ def command(
     is judged twice. Items on which the backend failed are listed as not judged, and not scored (exit code 1), as are
     malformed rows.
 
+    answer-gsm8k, answer-math-500, answer-gpqa and answer-mmlu-pro have the model answer --n times, verify its final
+    answers (as rrm data verify does), and give accuracy, majority, and answers that are missing or cut off. It is asked
+    as rrm answer asks, with a line after the question (--instruction); --answers scores responses that there are.
+    arena-hard has a judge compare a model's --answers with a --baseline's, in both orders, and gives the win rate, and
+    what it would be were both as long.
+
     \b
     Example:
       rrm eval --list
       rrm eval pandalm --data PandaLM/data/testset-v1.json --model runs/judge --out runs/pandalm
       rrm eval llmbar --data LLMBar/Dataset --verdict-file judge_winners_slim.json
+      rrm eval answer-gsm8k --data gsm8k/test.jsonl --model runs/policy --out runs/policy.gsm8k --n 4
+      rrm eval arena-hard --data question.jsonl --answers mine.jsonl --baseline gpt-4-0314.jsonl \\
+        --model runs/judge --out runs/mine.arena
       rrm eval ppe-math-best-of-n --data PPE-MATH --model runs/judge --out runs/ppe --strategy knockout --votes 5
     """
     from rrm_jax.evaluation.benchmarks import BENCHMARKS, Loaded, benchmark_of, load
@@ -142,17 +160,21 @@ def command(
     judged = models.model is not None
     if verdict_file is not None and judged:
         raise RrmError("--verdict-file needs no judge: leave --model out")
+    check_options(benchmark_of(name), judging, answering, prompt, picking)
     if data is None:
         loaded = Loaded(benchmark_of(name), (), {}, 0, {})
     else:
-        loaded = load(name, data, split=split, groups=wanted, strict=strict, report=warn)
-    order = None if judged else scoring.order
+        how: dict[str, Any] = {"strict": strict, "report": warn, "seed": judging.seed}
+        loaded = with_answers(load(name, data, split=split, groups=wanted, **how), answering, warn)
+    order = None if judged and loaded.benchmark.kind != "answers" else scoring.order
     policy = policy_of(loaded.benchmark, invalid=scoring.invalid, ties=scoring.ties, order=order, seed=judging.seed)
     for note in loaded.notes():
         warn(f"{name}: {note}")
     job = Job(loaded, policy, out, against, scoring.resamples)
     job.refuse_to_overwrite(verdict_file, verdicts)
-    if judged:
+    if loaded.benchmark.kind == "answers" and verdict_file is None:
+        evaluated = answer(job, models, judging, answering, prompt)
+    elif judged:
         evaluated = _judge(job, models, judging, picking, scoring, verdicts)
     elif verdict_file is None and loaded.benchmark.kind != "best-of-n":
         raise RrmError("--model is needed, or a --verdict-file to score")

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rrm_jax.cli.options import ModelOptions, Strict, with_options
+from rrm_jax.cli.sampling_options import SamplingOptions, decoding_settings
 
 if TYPE_CHECKING:
     from rrm_jax.data.tokenizer import Tokenizer
-    from rrm_jax.sampling.protocol import Completion, Decoding
+    from rrm_jax.sampling.protocol import Completion
 
 
 @with_options
@@ -19,15 +20,7 @@ def command(
     models: ModelOptions,
     prompts: Annotated[Path, typer.Option(help="JSONL: id, and prompt (text) or prompt_ids (token ids).")],
     out: Annotated[Path, typer.Option(help="JSONL of completions. OUT.run.json stands beside it.")],
-    n: Annotated[int, typer.Option("--n", min=1, help="Samples a prompt.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of sampling.")] = 0,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6,
-    top_p: Annotated[float, typer.Option(max=1.0, help="In (0, 1]: draw from the most probable tokens.")] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Draw from this many most probable tokens; 0: from all.")] = 0,
-    min_p: Annotated[
-        float, typer.Option(max=1.0, min=0.0, help="Drop tokens less probable than this × the most probable one.")
-    ] = 0.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 8192,
+    sampling: SamplingOptions,
     strict: Strict = False,
 ) -> None:
     """Complete prompts with a model.
@@ -60,21 +53,17 @@ def command(
     from rrm_jax.data.records import Unique
     from rrm_jax.errors import RrmError
     from rrm_jax.provenance import write_provenance
-    from rrm_jax.sampling.protocol import Decoding, Request
+    from rrm_jax.sampling.protocol import Request
 
     progress = Progress("generating")
     generator = open_generator(models, progress, needs_tokenizer=False)
     tokenizer = generator.tokenizer
     stop_ids = tokenizer.stop_ids if tokenizer else _stop_ids(generator.assets)
-    try:
-        decoding = Decoding(temperature, top_k, top_p, max_new_tokens, stop_ids, min_p)
-    except ValueError as error:
-        raise RrmError(str(error)) from None
-    generator.check(decoding)
-    room = generator.max_positions - max_new_tokens
+    decoding = sampling.decoding(generator, stop_ids)
+    room = generator.max_positions - sampling.max_new_tokens
     if room < 1:
         raise RrmError(
-            f"--max-new-tokens {max_new_tokens} leaves no room for a prompt: the model has "
+            f"--max-new-tokens {sampling.max_new_tokens} leaves no room for a prompt: the model has "
             f"{generator.max_positions} positions"
         )
     parse = prompt_parser(tokenizer, generator.vocab_size, room, generator.takes_messages)
@@ -83,24 +72,24 @@ def command(
     settings = {
         "model": generator.identity,
         "tokenizer": tokenizer.fingerprint if tokenizer else None,
-        "decoding": _decoding_settings(decoding),
+        "decoding": decoding_settings(decoding),
     }
     facts = out.with_name(out.name + ".run.json")
     with AppendLog(out) as log:
         done: dict[Any, Any] = {(row.get("id"), row.get("sample")): row.get("content") for row in log.rows()}
         if done:
-            _check_settings(out, facts, settings | {"seed": seed})
+            _check_settings(out, facts, settings | {"seed": sampling.seed})
         for (row_id, _), content in done.items():
             if contents.get(row_id, content) != content:
                 raise RrmError(f"{out}: the row with id {row_id!r} completes another prompt; choose another --out")
-        write_provenance(facts, config=settings | {"n": n}, seed=seed, inputs={"prompts": prompts})
-        wanted = {(row_id, sample) for row_id in contents for sample in range(n)}
+        write_provenance(facts, config=settings | {"n": sampling.n}, seed=sampling.seed, inputs={"prompts": prompts})
+        wanted = {(row_id, sample) for row_id in contents for sample in range(sampling.n)}
 
         def requests() -> Iterator[Request]:
             for _, row in Reader(prompts, Unique(parse)):
-                for sample in range(n):
+                for sample in range(sampling.n):
                     if (row.id, sample) not in done:
-                        yield Request(row.id, row.ids, decoding, sample, seed, row.messages)
+                        yield Request(row.id, row.ids, decoding, sample, sampling.seed, row.messages)
 
         with progress:
             progress.begin(len(done.keys() & wanted), len(wanted))
@@ -172,15 +161,6 @@ def _stop_ids(assets: Path) -> tuple[int, ...]:
             eos = json.loads((assets / name).read_text(encoding="utf-8")).get("eos_token_id")
             stops.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
     return tuple(sorted(stops))
-
-
-def _decoding_settings(decoding: "Decoding") -> dict[str, Any]:
-    """What was added later appears only where it is used, so that files of earlier versions are gone on with."""
-    settings: dict[str, Any] = {**dataclasses.asdict(decoding), "stop_ids": list(decoding.stop_ids)}
-    del settings["thinking"]  # a judge's, never set here
-    if not decoding.min_p:
-        del settings["min_p"]
-    return settings
 
 
 def _check_settings(out: Path, facts: Path, settings: dict[str, Any]) -> None:

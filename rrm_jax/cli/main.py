@@ -5,6 +5,7 @@ import sys
 import typer
 
 from rrm_jax.cli import (
+    answer,
     compare,
     convert,
     data,
@@ -50,6 +51,7 @@ _app.command("plan")(plan.command)
 _app.command("report")(report.command)
 _app.command("quickstart")(quickstart.command)
 _app.command("generate")(generate.command)
+_app.command("answer")(answer.command)
 _app.command("judge")(judge.command)
 _app.command("eval")(evaluate.command)
 _app.command("compare")(compare.command)

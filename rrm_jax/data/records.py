@@ -6,7 +6,7 @@ The same records as ArrayRecord: `rrm_jax/data/prepared.py`. `to_row` of a recor
 pairs         id, query, response_1, response_2; label (1, 2 or null: which response is better), source
 questions     id, query; answer (the right final answer, or null), source, verifier
 candidates    id, query, responses (a list); correct (a list of booleans, or null), answers (a list of final answers or
-              nulls, or null), source
+              nulls, or null), source. `rrm answer` also writes finish_reasons ("stop" or "length") and tokens, lists
 prompts       id, and exactly one of prompt (text) and prompt_ids (token ids): what `rrm generate` reads
 
 Before the semicolon is what a row must have; an id may also be an integer. Verdicts are written, not given:

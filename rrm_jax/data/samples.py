@@ -18,13 +18,18 @@ UNFINISHED, CUT_OFF = "unfinished thinking", "cut off"
 
 
 class Sample(NamedTuple):
-    """Sample `number` of a question. Its text is `number` of what stands at byte `offset` of its source."""
+    """Sample `number` of a question. Its text is `number` of what stands at byte `offset` of its source.
+
+    `tokens` 0: not known. `truncated_input`: the end of the question had been cut off.
+    """
 
     question: str
     number: int
     offset: int
     finish_reason: str | None = None
     correct: bool | None = None
+    tokens: int = 0
+    truncated_input: bool = False
 
 
 class Source(Protocol):
@@ -61,20 +66,11 @@ def response_of(text: str, finish_reason: str | None, thinking: bool) -> tuple[s
 def gather(
     questions: Mapping[str, Question], sources: Sequence[Source], left_out: Counter[str]
 ) -> Iterator[tuple[Question, list[str]]]:
-    """Each question with its finished responses, by source and number; the others are counted by reason.
-
-    Holds no text but of one question.
-    """
-    found: dict[str, list[tuple[int, Sample]]] = defaultdict(list)
-    for at, source in enumerate(sources):
-        for sample, _ in source.samples():
-            if sample.question in questions:
-                found[sample.question].append((at, sample))
-    for question in questions.values():
+    """Each question with its finished responses, by source and number; the others are counted by reason."""
+    for question, samples in by_question(questions, sources):
         responses = []
-        # Samples are logged as they come, in whatever order.
-        for at, sample in sorted(found.get(question.id, ()), key=lambda one: (one[0], one[1].number)):
-            response, unusable = sources[at].response(sources[at].text(sample), sample.finish_reason)
+        for source, sample, text in samples:
+            response, unusable = source.response(text, sample.finish_reason)
             if unusable or not response:
                 left_out[unusable or "empty"] += 1
             else:
@@ -82,12 +78,27 @@ def gather(
         yield question, responses
 
 
+def by_question(
+    questions: Mapping[str, Question], sources: Sequence[Source]
+) -> Iterator[tuple[Question, list[tuple[Source, Sample, str]]]]:
+    """Each question with its samples and their whole texts, by source and number. Holds the texts of one question."""
+    found: dict[str, list[tuple[int, Sample]]] = defaultdict(list)
+    for at, source in enumerate(sources):
+        for sample, _ in source.samples():
+            if sample.question in questions:
+                found[sample.question].append((at, sample))
+    for question in questions.values():
+        # Samples are logged as they come, in whatever order.
+        ordered = sorted(found.get(question.id, ()), key=lambda one: (one[0], one[1].number))
+        yield question, [(sources[at], sample, sources[at].text(sample)) for at, sample in ordered]
+
+
 class SampleLog:
     """What one generator wrote, appended as it comes; for one writer.
 
     The first row, `{generator, title, thinking, settings}`, is what the samples depend on beside their prompts; a file
     that begins with another is an RrmError. Then `{question, sample, content, text, finish_reason, tokens}`, where
-    `content` is a digest of the prompt's text.
+    `content` is a digest of the prompt's text, and `truncated_input` where its end had been cut off.
     """
 
     def __init__(self, directory: Path, generator: str, title: str, thinking: bool, settings: dict[str, Any]):
@@ -107,9 +118,13 @@ class SampleLog:
             except (KeyError, TypeError):
                 raise RrmError(f"{self.path} holds a row that is no sample; move it away to start afresh") from None
 
-    def append(self, question: str, number: int, content: str, text: str, finish_reason: str, tokens: int) -> None:
+    def append(
+        self, question: str, number: int, content: str, text: str, finish_reason: str, tokens: int,
+        truncated_input: bool = False,
+    ) -> None:  # fmt: skip
         row = {"question": question, "sample": number, "content": content, "text": text}
-        self._log.append(row | {"finish_reason": finish_reason, "tokens": tokens})
+        row |= {"finish_reason": finish_reason, "tokens": tokens}
+        self._log.append(row | ({"truncated_input": True} if truncated_input else {}))
         self.done[question, number] = content
 
     def __enter__(self) -> "SampleLog":
@@ -144,7 +159,8 @@ class LoggedSamples:
     def samples(self) -> Iterator[tuple[Sample, str]]:
         for offset, row in _rows(self.path):
             if "question" in row and row["sample"] < self.most:
-                yield Sample(row["question"], row["sample"], offset, row["finish_reason"]), row["text"]
+                about = {"tokens": row["tokens"], "truncated_input": row.get("truncated_input", False)}
+                yield Sample(row["question"], row["sample"], offset, row["finish_reason"], **about), row["text"]
 
     def text(self, sample: Sample) -> str:
         return _row_at(self.path, sample.offset)["text"]
@@ -155,7 +171,8 @@ class LoggedSamples:
 
 @dataclasses.dataclass(frozen=True)
 class CandidateFile:
-    """Rows of candidates, as a source of samples: response c of a row is sample c.
+    """Rows of candidates, as a source of samples: response c of a row is sample c. Where a row has `finish_reasons` and
+    `tokens`, lists as long as its responses, they are the samples'.
 
     A row that `accept` raises RowError for is passed over: whoever opens the file has reported it.
     """
@@ -180,15 +197,24 @@ class CandidateFile:
                 candidates = parse_candidates(row)
             except RowError:
                 continue
+            count = len(candidates.responses)
+            finished, tokens = _each(row, "finish_reasons", count, str, None), _each(row, "tokens", count, int, 0)
             for number, text in enumerate(candidates.responses):
                 correct = candidates.correct[number] if candidates.correct else None
-                yield Sample(candidates.id, number, offset, None, correct), text
+                yield Sample(candidates.id, number, offset, finished[number], correct, tokens[number]), text
 
     def text(self, sample: Sample) -> str:
         return _row_at(self.path, sample.offset)["responses"][sample.number]
 
     def response(self, text: str, finish_reason: str | None) -> tuple[str, str | None]:
         return response_of(text, finish_reason, self.thinking)
+
+
+def _each(row: dict[str, Any], key: str, count: int, kind: type, default: Any) -> list[Any]:
+    """What the row says of each of its `count` responses; the default where it does not."""
+    value = row.get(key)
+    given = isinstance(value, list) and len(value) == count and all(type(one) is kind for one in value)
+    return value if given else [default] * count
 
 
 def _rows(path: Path, damaged_is_error: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:

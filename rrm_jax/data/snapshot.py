@@ -167,7 +167,8 @@ def _check_one_kind(root: Path, split: str, files: list[_File]) -> None:
             f"{root} has split {split!r} of several configurations: {', '.join(group or '.' for group in groups)}; "
             "give the directory of one of them"
         )
-    endings = sorted({"".join(re.findall(r"\.(?:parquet|arrow|jsonl|ndjson|json)", file.path.name)) for file in files})
+    kinds = re.compile(r"\.(?:parquet|arrow|csv|jsonl|ndjson|json)")
+    endings = sorted({"".join(kinds.findall(file.path.name)) for file in files})
     if len(endings) > 1:
         raise RrmError(f"{root} has split {split!r} in several formats ({', '.join(endings)}); give one of its files")
 

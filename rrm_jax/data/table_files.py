@@ -1,4 +1,4 @@
-"""Rows of one data file, as plain dicts: Parquet, Arrow, JSON lines (also gzipped) or a JSON list.
+"""Rows of one data file, as plain dicts: Parquet, Arrow, JSON lines (also gzipped), a JSON list or CSV.
 
 Files are read a piece at a time, and nothing in them is ever run: no dataset script, no pickle. A file that is cut
 short or damaged is an RrmError that names it. A row that cannot be used comes as a RowError in its place, so that rows
@@ -7,6 +7,7 @@ keep their numbers.
 
 import codecs
 import contextlib
+import csv
 import gzip
 import itertools
 import json
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
-ENDINGS = (".parquet", ".arrow", *JSON_ENDINGS)
+ENDINGS = (".parquet", ".arrow", ".csv", *JSON_ENDINGS)
 
 _ROWS_AT_A_TIME = 256
 _ROWS_THAT_SHOW_COLUMNS = 100
@@ -43,6 +44,8 @@ class TableFile:
                 self._read: Any = _Parquet(path)
             elif path.name.endswith(".arrow"):
                 self._read = _Arrow(path)
+            elif path.name.endswith(".csv"):
+                self._read = _Csv(path)
             else:
                 self._read = _Json(path)
             self.columns: tuple[str, ...] = self._read.columns()
@@ -69,6 +72,8 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, EOFError, zlib.error) as error:
         raise RrmError(f"{path} is damaged, or was not copied whole: {_first_line(error)}") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise RrmError(f"{path} is no CSV in UTF-8: {_first_line(error)}") from None
     except OSError as error:  # Arrow says so too where a page does not match its checksum
         raise RrmError(f"cannot read {path}: {error.strerror or _first_line(error)}") from None
 
@@ -158,6 +163,33 @@ def _row_of(batch: "pa.RecordBatch", at: int) -> Row | RowError:
         return batch.slice(at, 1).to_pylist()[0]
     except UnicodeDecodeError as error:
         return RowError(f"not UTF-8: {error}")
+
+
+class _Csv:
+    """The first row has the columns' names; every value is text. A row of another length cannot be used."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def _lines(self) -> Iterator[list[str]]:
+        with open(self._path, encoding="utf-8-sig", newline="") as file:
+            yield from csv.reader(file, strict=True)
+
+    def columns(self) -> tuple[str, ...]:
+        return tuple(next(self._lines(), ()))
+
+    def count(self) -> int:
+        return sum(1 for _ in self.rows(None))
+
+    def rows(self, columns: Sequence[str] | None) -> Iterator[tuple[int, Row | RowError]]:
+        lines = self._lines()
+        names = next(lines, [])
+        for number, cells in enumerate(filter(None, lines), start=1):
+            if len(cells) != len(names):
+                yield number, RowError(f"{len(cells)} cells, not {len(names)} as in the first row")
+                continue
+            row = dict(zip(names, cells, strict=True))
+            yield number, row if columns is None else {name: row[name] for name in names if name in columns}
 
 
 class _Json:

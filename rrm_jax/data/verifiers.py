@@ -68,12 +68,17 @@ def verify_choice(response: str, answer: str) -> Outcome:
     gold = choice_letter(answer)
     if gold is None:
         return Outcome.UNREADABLE
+    letter = chosen_letter(response)
+    return Outcome.NO_ANSWER if letter is None else Outcome.of(letter == gold)
+
+
+def chosen_letter(response: str) -> str | None:
+    """The option that a response ends with, a capital; None where it names none."""
     given = _final(response)
     if given is None:
         lines = last_part(strip_thinking(response)).strip().splitlines()
         given = lines[-1].strip(" *") if lines and _LETTER_ALONE.fullmatch(lines[-1].strip(" *")) else None
-    letter = None if given is None else choice_letter(given)
-    return Outcome.NO_ANSWER if letter is None else Outcome.of(letter == gold)
+    return None if given is None else choice_letter(given)
 
 
 def numeric(tolerance: float = 1e-4) -> Verifier:

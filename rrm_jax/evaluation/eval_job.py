@@ -87,6 +87,8 @@ def policy_of(
         changed["invalid"] = invalid
     if ties is not None:
         changed["ties"] = ties
+    if benchmark.kind == "answers" and (invalid, ties, order) != (None, None, None):
+        raise RrmError(f"--invalid, --ties and --order are of judges; {benchmark.name} has none")
     if benchmark.kind == "best-of-n" and (invalid not in (None, "random", "0.5") or ties is not None):
         raise RrmError("of best-of-N, --invalid is random or 0.5, and there is no --ties")
     return dataclasses.replace(benchmark.policy, **changed, order=order, seed=seed)

@@ -23,9 +23,9 @@ def percent(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
-def score_rows(scores: Sequence[Score]) -> Rows:
-    """A line a score of the whole tree, parts indented, with the counts beside it."""
-    rows = [_HEAD]
+def score_rows(scores: Sequence[Score], unit: str = "votes") -> Rows:
+    """A line a score of the whole tree, parts indented, with the counts beside it; `unit`: what is counted as votes."""
+    rows = [[unit if name == "votes" else name for name in _HEAD]]
     for top in scores:
         for depth, score in top.walk():
             counts = score.counts

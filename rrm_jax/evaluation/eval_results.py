@@ -28,6 +28,8 @@ class Evaluated:
     against: Path | None = None
     differences: Sequence[Difference] = ()
     votes: tuple[int, int] | None = None
+    undecided: int = 0
+    """Responses of which nobody knows whether they are right; they count as wrong."""
 
     @property
     def published(self) -> Sequence[Published]:
@@ -42,7 +44,8 @@ class Evaluated:
     @property
     def text(self) -> str:
         """For a terminal: the votes, how was counted, and the tables."""
-        votes = [] if self.votes is None else ["{} votes drawn now, {} found in the store".format(*self.votes)]
+        drawn = f"{{}} {self._unit} drawn now, {{}} found in the store"
+        votes = [] if self.votes is None else [drawn.format(*self.votes)]
         tables = [line for rows in self._tables() for line in ("", *report.terminal(rows))]
         return "\n".join([*votes, self.loaded.benchmark.name, *self._lines(), *tables])
 
@@ -64,16 +67,24 @@ class Evaluated:
             "published": [dataclasses.asdict(one) for one in self.published],
         }  # fmt: skip
 
+    @property
+    def _unit(self) -> str:
+        return "responses" if self.loaded.benchmark.kind == "answers" else "votes"
+
     def _lines(self) -> list[str]:
         benchmark, rules = self.loaded.benchmark, dataclasses.asdict(self.policy)
         lines = [f"{benchmark.what}; {benchmark.hub or 'rows given'}", *self.loaded.notes()]
         if self.not_judged:
             lines.append(f"{len(self.not_judged)} item(s) were not judged, and are not scored")
+        if self.undecided:
+            lines.append(f"{self.undecided} response(s) could not be verified, and count as wrong")
+        if benchmark.kind == "answers":
+            rules = {"a response without a final answer": "wrong", "seed": self.policy.seed}
         return [*lines, "counted as: " + ", ".join(f"{key} {rule}" for key, rule in rules.items() if rule is not None)]
 
     def _tables(self) -> list[report.Rows]:
         (first, *others) = self.scores.values()
-        tables = [report.judge_rows(self.scores) if others else report.score_rows(first)]
+        tables = [report.judge_rows(self.scores) if others else report.score_rows(first, self._unit)]
         tables += [report.curve_rows(self.curve)] if self.curve else []
         tables += [report.difference_rows(self.differences)] if self.differences else []
         return [*tables, *filter(None, [report.published_rows(self.loaded.benchmark)])]

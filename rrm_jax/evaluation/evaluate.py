@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rrm_jax.data.jsonl import encode_row, write_whole
+from rrm_jax.data.samples import Source
+from rrm_jax.data.verifier_pool import VerifierPool
 from rrm_jax.errors import RrmError
 from rrm_jax.evaluation.benchmarks import (
     Difference,
@@ -19,7 +21,9 @@ from rrm_jax.evaluation.benchmarks import (
     read_verdict_file,
     score,
     scores_of_subsets,
+    solve_items,
 )
+from rrm_jax.evaluation.benchmarks.base import Tries
 from rrm_jax.evaluation.benchmarks.verdict_files import read_content
 from rrm_jax.evaluation.eval_job import Job, Picking
 from rrm_jax.evaluation.eval_results import Evaluated
@@ -41,6 +45,8 @@ def judge_benchmark(
     where the job's files are another's, or of other settings, and where nothing could be judged.
     """
     benchmark, items = job.loaded.benchmark, job.loaded.items
+    if benchmark.kind == "answers" or (benchmark.takes_answers and not all(item.games for item in items)):
+        raise RrmError(f"{benchmark.name} needs a model's answers, and not a judge alone; see rrm eval --help")
     entry = picking.entry() if benchmark.kind == "best-of-n" else None
     if sizes and entry is None:
         raise RrmError("--curve is of best-of-N alone")
@@ -61,6 +67,23 @@ def judge_benchmark(
             curve={size: _scores(job, of.verdicts, some) for size, (some, of) in curve.items() if of.verdicts},
             votes=(log.written, log.found),
         )  # fmt: skip
+
+
+def solve_benchmark(
+    job: Job, source: Source, samples: int | None, pool: VerifierPool, *,
+    drawn: tuple[int, int] | None = None, advance: Callable[[], None] = lambda: None,
+) -> Evaluated:  # fmt: skip
+    """Verifies and scores a model's responses to the questions, the first `samples` of each (None: all that it has).
+
+    Writes OUT.judged.jsonl, OUT.json and OUT.md; who draws the samples, or names their file, pins the job. `drawn`: how
+    many were drawn now, and how many were there. Raises RrmError where there is no response at all.
+    """
+    with _rows(job.path(".judged.jsonl")) as keep:
+        items, name = job.loaded.items, job.loaded.benchmark.name
+        outcome = solve_items(name, items, source, samples, pool, keep=keep, advance=advance)
+        _check(outcome)
+    scores = {"answers": _scores(job, outcome.verdicts)}
+    return _told(job, scores, outcome.verdicts, not_judged=outcome.not_judged, votes=drawn)
 
 
 def score_file(job: Job, path: Path | None, judge: str | None = None) -> Evaluated:
@@ -100,8 +123,10 @@ def _scores(job: Job, verdicts: Verdicts, items: Any = None, samples: int | None
 
 def _told(job: Job, scores: Mapping[str, Sequence[Score]], verdicts: Verdicts | None, **found: Any) -> Evaluated:
     """Compares, and writes OUT.json and OUT.md."""
+    tries = [one for judged in (verdicts or {}).values() if isinstance(judged, Tries) for one in judged.tries]
     evaluated = Evaluated(
         job.loaded, job.policy, job.resamples, scores,
+        undecided=sum(one.outcome.correct is None for one in tries),
         against=job.against, differences=_differences(job, verdicts), **found,
     )  # fmt: skip
     if job.out is not None:

@@ -4,12 +4,20 @@ Light to import: no device is touched.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.errors import RrmError
 from rrm_jax.training.policy_config import PolicyConfig
 
 Messages = tuple[tuple[str, str], ...]
+
+PROMPT = ("system", "user", "prefix", "thinking", "max_prompt_tokens")
+"""The settings that say how a policy is asked; a run's checkpoints record them as the fact `policy`."""
+
+
+def prompt_facts(policy: PolicyConfig) -> dict[str, Any]:
+    return {key: getattr(policy, key) for key in PROMPT}
 
 
 def policy_messages(policy: PolicyConfig, query: str) -> Messages:

@@ -33,6 +33,7 @@ from rrm_jax.provenance import write_provenance
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.learner import Learner
 from rrm_jax.training.metrics import Metrics, import_wandb, keep_until
+from rrm_jax.training.policy_prompt import prompt_facts
 from rrm_jax.training.profiling import Compilations, Trace
 from rrm_jax.training.resuming import PROVENANCE, check_resumed, record_resumed, write_settings
 from rrm_jax.training.stopping import Stopped, StopSignals
@@ -238,6 +239,8 @@ class Run:
         facts: dict[str, Any] = {"base_fingerprint": self.learner.base_fingerprint}
         if self.template is not None:
             facts |= {"judge_template_sha256": self.template.sha256, "judge_thinking": self.config.judge.thinking}
+        if self.config.task == "policy":
+            facts["policy"] = prompt_facts(self.config.policy)
         self.learner.save(self.checkpoints, self._finished, {"step": self._finished, "facts": facts, **self._extra})
         self._saved = True
 

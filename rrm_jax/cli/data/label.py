@@ -48,8 +48,8 @@ class _Rows:
         bool,
         typer.Option(
             "--whole",
-            help="Of candidates: write responses with their thinking, which the judge still does not see: for training a "
-            "policy that thinks (method: dpo). With --require-answer both have </think>.",
+            help="Of candidates: write responses with their thinking, which the judge still does not see: for training "
+            "a policy that thinks (method: dpo). With --require-answer both have </think>.",
         ),
     ] = False
     relabel: Annotated[

@@ -76,11 +76,11 @@ def command(
 ) -> None:
     """Prepare a published data set, or a file of your own, for training and synthesis.
 
-    SRC is a snapshot on this machine: Parquet, JSON lines (also .gz), a JSON list, or what save_to_disk writes. Nothing
-    in it is run. Its columns are checked before anything is written. Rows become pairs, the better response first, or
-    questions, each with an id made from its content; a second row of the same content is left out. Rows that give no
-    record (identical responses, an empty query or response, no answer, a malformed row) are counted by reason and
-    listed in OUT.skipped.jsonl with file and row.
+    SRC is a snapshot on this machine: Parquet, JSON lines (also .gz), a JSON list, CSV, or what save_to_disk writes.
+    Nothing in it is run. Its columns are checked before anything is written. Rows become pairs, the better response
+    first, or questions, each with an id made from its content; a second row of the same content is left out. Rows that
+    give no record (identical responses, an empty query or response, no answer, a malformed row) are counted by reason
+    and listed in OUT.skipped.jsonl with file and row.
 
     OUT appears when it is complete; killed and started again, the job begins anew. Malformed rows are reported and
     passed over (exit code 1).

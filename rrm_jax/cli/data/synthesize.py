@@ -12,11 +12,9 @@ from rrm_jax.cli.data.verify import VerifyingOptions, open_pool, settings_of
 from rrm_jax.cli.options import ModelOptions, Strict, with_options
 
 if TYPE_CHECKING:
-    from rrm_jax.cli.backend import Writer
     from rrm_jax.data.records import Question
-    from rrm_jax.data.samples import SampleLog, Source
+    from rrm_jax.data.samples import Source
     from rrm_jax.data.synthesis import Synthesis
-    from rrm_jax.sampling.protocol import Decoding, Request
 
 _INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
 
@@ -249,11 +247,13 @@ def _draw(options: ModelOptions, drawing: _Drawing, questions: Mapping[str, "Que
     """Draws what is missing of one generator's samples; how many questions are too long for it."""
     from rrm_jax.cli.backend import open_generator
     from rrm_jax.cli.loading import Progress, warn
+    from rrm_jax.cli.sampling_options import PolicyAsking
     from rrm_jax.data.samples import SampleLog
-    from rrm_jax.data.tokenizer import END_THINK
+    from rrm_jax.data.tokenizer import END_THINK, THINK
     from rrm_jax.errors import RrmError
-    from rrm_jax.judging.verdict import written_text
+    from rrm_jax.evaluation.answering import Sampling
     from rrm_jax.sampling.protocol import Decoding
+    from rrm_jax.training.policy_config import PolicyConfig
 
     name = options.backend_model or options.model.name
     progress = Progress(f"sampling {name}", drawing.samples * len(questions))
@@ -269,83 +269,23 @@ def _draw(options: ModelOptions, drawing: _Drawing, questions: Mapping[str, "Que
     thinking = drawing.thinking == "required" or (
         drawing.thinking == "auto" and tokenizer.control_id(END_THINK) is not None
     )
+    room = generator.max_positions - drawing.max_new_tokens
+    if room < 1:
+        raise RrmError(
+            f"--max-new-tokens {drawing.max_new_tokens} leaves no room for a question: the model has "
+            f"{generator.max_positions} positions"
+        )
+    policy = PolicyConfig(prefix=f"{THINK}\n" if thinking else "", thinking=thinking, max_prompt_tokens=room)
+    asking = PolicyAsking(policy, tokenizer, drawing.instruction or "", cut=False)
     settings = dataclasses.asdict(drawing) | {"tokenizer": tokenizer.fingerprint, "thinking": thinking}
     del settings["samples"]
     with SampleLog(directory, generator.identity, name, thinking, settings) as log, progress:
-        pending = _Pending(generator, drawing, decoding, questions, log, thinking)
-        progress.begin(pending.done)
-        for completion in generator.generate(pending):
-            request = completion.request
-            text = written_text(completion, tokenizer)
-            content = pending.contents.pop((request.id, request.sample))
-            tokens = len(completion.token_ids)
-            log.append(request.id, request.sample, content, text, completion.finish_reason, tokens)
-            progress.advance()
-        if pending.too_long:
-            warn(f"{len(pending.too_long)} question(s) are too long for {name}, such as id {pending.too_long[0]!r}")
-        return len(pending.too_long)
-
-
-class _Pending:
-    """The requests that a log does not hold yet. Raises RrmError where it holds answers to another question."""
-
-    def __init__(
-        self,
-        generator: "Writer",
-        drawing: _Drawing,
-        decoding: "Decoding",
-        questions: Mapping[str, "Question"],
-        log: "SampleLog",
-        thinking: bool,
-    ):
-        from rrm_jax.errors import RrmError
-
-        self._generator, self._drawing, self._decoding = generator, drawing, decoding
-        self._questions, self._log, self._thinking = questions, log, thinking
-        self._room = generator.max_positions - drawing.max_new_tokens
-        if self._room < 1:
-            raise RrmError(
-                f"--max-new-tokens {drawing.max_new_tokens} leaves no room for a question: the model has "
-                f"{generator.max_positions} positions"
-            )
-        self.contents: dict[tuple[str, int], str] = {}
-        self.too_long: list[str] = []
-        self.done = 0
-        for (question, sample), content in log.done.items():
-            if question in questions and sample < drawing.samples:
-                self.done += 1
-                if content != _digest(self._prompt(questions[question])):
-                    raise RrmError(f"{log.path} answers another question with id {question!r}; choose another --out")
-
-    def _prompt(self, question: "Question") -> str:
-        return "\n".join(filter(None, (question.query, self._drawing.instruction)))
-
-    def __iter__(self) -> Iterator["Request"]:
-        from rrm_jax.data.tokenizer import THINK
-        from rrm_jax.sampling.protocol import Request
-
-        tokenizer = self._generator.tokenizer
-        assert tokenizer is not None
-        for question in self._questions.values():
-            missing = [k for k in range(self._drawing.samples) if (question.id, k) not in self._log.done]
-            if not missing:
-                continue
-            prompt = self._prompt(question)
-            turns = (("user", prompt),)
-            ids = tuple(tokenizer.encode_chat(turns, f"{THINK}\n" if self._thinking else ""))
-            if len(ids) > self._room:
-                self.too_long.append(question.id)
-                continue
-            messages = turns if self._generator.takes_messages else ()
-            for k in missing:
-                self.contents[question.id, k] = _digest(prompt)
-                yield Request(question.id, ids, self._decoding, k, self._drawing.seed, messages)
-
-
-def _digest(prompt: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        sampling = Sampling(log, questions, asking, decoding, drawing.samples, drawing.seed)
+        progress.begin(sampling.done)
+        sampling.run(generator, tokenizer, generator.takes_messages, progress.advance)
+    if sampling.too_long:
+        warn(f"{len(sampling.too_long)} question(s) are too long for {name}, such as id {sampling.too_long[0]!r}")
+    return len(sampling.too_long)
 
 
 def _refuse_to_overwrite(out: Path, run: Path, given: _Inputs) -> None:

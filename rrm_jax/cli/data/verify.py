@@ -172,17 +172,19 @@ def _checked(question: "Question") -> "Question":
     return question
 
 
-def read_questions(path: Path, strict: bool) -> "tuple[dict[str, Question], int]":
-    """The questions of a JSONL file or of a prepared data set, by id, and how many rows cannot be used."""
+def read_questions(path: Path, strict: bool, verifiable: bool = True) -> "tuple[dict[str, Question], int]":
+    """The questions of a JSONL file or of a prepared data set, by id, and how many rows cannot be used; `verifiable`:
+    among these are those whose verifier does not exist."""
     from rrm_jax.cli.loading import check_rows, warn
     from rrm_jax.data.jsonl import RowError
     from rrm_jax.data.prepared import is_prepared, open_prepared
-    from rrm_jax.data.records import Unique
+    from rrm_jax.data.records import Unique, parse_question
     from rrm_jax.errors import RrmError
 
     questions: dict[str, Question] = {}
     if not is_prepared(path):
-        skipped = check_rows(path, Unique(parse_verifiable), strict, lambda row: questions.update({row.id: row}))
+        parse = parse_verifiable if verifiable else parse_question
+        skipped = check_rows(path, Unique(parse), strict, lambda row: questions.update({row.id: row}))
         return questions, skipped
     skipped = 0
     prepared = open_prepared(path)
@@ -190,7 +192,7 @@ def read_questions(path: Path, strict: bool) -> "tuple[dict[str, Question], int]
         raise RrmError(f"{path} holds {prepared.kind}, not questions")
     for question in prepared:
         try:
-            questions[question.id] = _checked(question)
+            questions[question.id] = _checked(question) if verifiable else question
         except RowError as error:
             if strict:
                 raise RrmError(f"{path}: id {question.id!r}: {error}") from None

@@ -1,8 +1,9 @@
 """What a benchmark is: items to be judged, what was said of them, and the rules by which that becomes numbers.
 
 An item is a query with responses, and the games that are to be judged between them; or, of best-of-N, candidates of
-which one is to be picked. A benchmark's module says how its published rows become items, and what is counted of an
-item (`measure`), as a row of numbers; `scores.py` sums these and gives intervals. All of it is pure.
+which one is to be picked; or a question that a model is to answer. A benchmark's module says how its published rows
+become items, and what is counted of an item (`measure`), as a row of numbers; `scores.py` sums these and gives
+intervals. All of it is pure.
 """
 
 import dataclasses
@@ -10,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from rrm_jax.data.table_files import Row
+from rrm_jax.data.verifiers import Outcome
 from rrm_jax.errors import RrmError
-from rrm_jax.evaluation.benchmarks.scores import Node, Table
+from rrm_jax.evaluation.benchmarks.scores import Node, Score, Table
 from rrm_jax.judging.judge import OrderPolicy, Shown, random_order
 from rrm_jax.judging.store import digest
 
@@ -31,7 +33,9 @@ class Game:
 @dataclasses.dataclass(frozen=True)
 class Item:
     """`group` is the subset that it is reported under. An item has either `games`, or `correct`: which of its
-    candidates are right. `answers` and `rewards` are the candidates' final answers, and a reward model's numbers."""
+    candidates are right. `answers` and `rewards` are the candidates' final answers, and a reward model's numbers. Of a
+    question `gold` is the right final answer, by the rule `verifier` (`data/verifiers.py`), and `level` what else it is
+    reported under."""
 
     id: str
     group: str
@@ -41,6 +45,9 @@ class Item:
     correct: tuple[bool, ...] | None = None
     answers: tuple[str | None, ...] | None = None
     rewards: tuple[float, ...] | None = None
+    gold: str | None = None
+    verifier: str = ""
+    level: str = ""
 
     def name_of(self, game: Game) -> str:
         """The id of one of its games, which addresses the order of showing it."""
@@ -74,9 +81,28 @@ class Pick:
     truncated_inputs: int = 0
 
 
-Judged = tuple[tuple[Ballot, ...], ...] | Pick
+@dataclasses.dataclass(frozen=True)
+class Try:
+    """A response to a question, without its text. `answer` is what it ends with, for majorities (None: nothing);
+    `tokens` 0: not known."""
+
+    outcome: Outcome
+    answer: str | None
+    tokens: int = 0
+    cut_off: bool = False
+    truncated_input: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Tries:
+    """The responses to a question, in their order."""
+
+    tries: tuple[Try, ...]
+
+
+Judged = tuple[tuple[Ballot, ...], ...] | Pick | Tries
 Verdicts = Mapping[str, Judged]
-"""What was said of items, by their ids: the ballots of each game, or a pick."""
+"""What was said of items, by their ids: the ballots of each game, or a pick; or how they were answered."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +199,11 @@ class Benchmark:
     `columns` are what a row must have; `parse(row, at)` makes the item of row `at` (from 0) of its file, or raises
     RowError. `rows` are how many rows of each group are published, where that is known. `measure` gives what is counted
     of an item, and `tree` the scores that are made of its sums. `order` and `policy` are the published convention.
-    `right_first`: the published rows have the better response first, so that it must not always be shown there.
+    Of kind "answers" a model answers, and no judge judges; `instruction` is the line that follows a question, and
+    `shuffled(seed)` the `parse` of rows whose options are shown in an order drawn by the seed. `further(table, samples,
+    seed)` are scores that are no function of sums. `takes_answers`: rows are prompts alone, and what is judged are a
+    model's answers and a baseline's, from files. `right_first`: the published rows have the better response first, so
+    that it must not always be shown there.
     `read_verdicts(content, items)` reads published verdict files: what each judge in it said.
     `unverified` says what of this we could not check.
     """
@@ -188,12 +218,16 @@ class Benchmark:
     parse: Callable[[Row, int], Item]
     measure: Callable[[Item, Judged, Policy], Sequence[float]]
     tree: Callable[[Table], tuple[Node, ...]]
-    kind: Literal["pairs", "best-of-n"] = "pairs"
+    kind: Literal["pairs", "best-of-n", "answers"] = "pairs"
     split: str = "test"
     rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
     order: OrderPolicy = "random"
     policy: Policy = Policy()
     right_first: bool = False
+    instruction: str = ""
+    shuffled: Callable[[int], Callable[[Row, int], Item]] | None = None
+    further: Callable[[Table, int, int], tuple[Score, ...]] | None = None
+    takes_answers: bool = False
     adapt: Callable[[Sequence[str]], Callable[[Row, int], Item] | None] | None = None
     """For columns that are not `columns`: another layout's `parse`, or None."""
     group_of_file: Callable[[str], str] | None = None

@@ -85,11 +85,14 @@ def measure(item: Item, judged: Judged | None, policy: Policy) -> list[float]:
 
 def _majority(item: Item, weights: Sequence[float]) -> int | None:
     """The first candidate with the answer that has most weight; None where no answer is known."""
-    if item.answers is None:
-        return None
+    return None if item.answers is None else most_weighted(item.answers, weights)
+
+
+def most_weighted(answers: Sequence[str | None], weights: Sequence[float]) -> int | None:
+    """The first place of the answer that has most weight, of as heavy ones the first; None where there is none."""
     total: collections.defaultdict[str, float] = collections.defaultdict(float)
     first: dict[str, int] = {}
-    for at, (answer, weight) in enumerate(zip(item.answers, weights, strict=True)):
+    for at, (answer, weight) in enumerate(zip(answers, weights, strict=True)):
         if answer is not None:
             total[canonical(answer)] += weight
             first.setdefault(canonical(answer), at)

@@ -14,8 +14,11 @@ from rrm_jax.data.jsonl import RowError
 from rrm_jax.data.records import Pair
 from rrm_jax.data.snapshot import Snapshot, open_snapshot
 from rrm_jax.data.table_files import ENDINGS, TableFile
+from rrm_jax.data.verifiers import Outcome
 from rrm_jax.errors import RrmError
 from rrm_jax.evaluation.benchmarks import (
+    answers,
+    arena_hard,
     best_of_n,
     judgebench,
     llmbar,
@@ -34,6 +37,7 @@ from rrm_jax.evaluation.benchmarks.base import (
     Judged,
     Pick,
     Policy,
+    Tries,
     Verdicts,
     asked_both,
     decide,
@@ -45,6 +49,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     for benchmark in (
         rewardbench.BENCHMARK, rewardbench2.BENCHMARK, pandalm.BENCHMARK, llmbar.BENCHMARK, judgebench.BENCHMARK,
         rm_bench.BENCHMARK, *ppe.BENCHMARKS, best_of_n.BENCHMARK, pairs.BENCHMARK,
+        arena_hard.BENCHMARK, *answers.BENCHMARKS,
     )
 }  # fmt: skip
 
@@ -73,9 +78,10 @@ class Loaded:
 
 def load(
     name: str, path: str | Path, *, split: str | None = None, groups: Sequence[str] = (), strict: bool = False,
-    report: Callable[[str], None] = lambda message: None,
+    report: Callable[[str], None] = lambda message: None, seed: int = 0,
 ) -> Loaded:  # fmt: skip
-    """The items of a benchmark's snapshot at `path`; only those of `groups`, if any are named.
+    """The items of a benchmark's snapshot at `path`; only those of `groups`, if any are named. `seed`: of the order of
+    options, where a benchmark shuffles them.
 
     An unusable row is given to `report` as `file:row: why`, counted and passed over (`strict`: raised). Raises RrmError
     where the snapshot has other columns than the benchmark, no usable row, or no such group.
@@ -85,7 +91,7 @@ def load(
     skipped, first, files = 0, "", {}
     for root, file, group in _files(benchmark, Path(path), split):
         files[file.name if root == file else str(file.relative_to(root))] = file
-        parse = _parser(benchmark, file)
+        parse = _parser(benchmark, file, seed)
         for at, (number, row) in enumerate(TableFile(file).rows()):
             try:
                 if isinstance(row, RowError):
@@ -140,12 +146,12 @@ def _files(benchmark: Benchmark, path: Path, split: str | None) -> Iterator[tupl
     yield from named
 
 
-def _parser(benchmark: Benchmark, file: Path) -> Callable[[Any, int], Item]:
+def _parser(benchmark: Benchmark, file: Path, seed: int) -> Callable[[Any, int], Item]:
     columns = TableFile(file).columns
     if not {*benchmark.columns} <= {*columns} and benchmark.adapt is not None and (other := benchmark.adapt(columns)):
         return other
     Snapshot(file, "", (file,)).check_columns(benchmark.columns, f"a file of {benchmark.name}")
-    return benchmark.parse
+    return benchmark.parse if benchmark.shuffled is None else benchmark.shuffled(seed)
 
 
 def table_of(benchmark: Benchmark, items: Sequence[Item], verdicts: Verdicts, policy: Policy | None = None) -> Table:
@@ -173,6 +179,11 @@ def _counts(item: Item, judged: Judged | None, policy: Policy) -> list[float]:
     if isinstance(judged, Pick):
         votes = (judged.votes, judged.invalid, judged.no_winner, judged.cut_off, judged.truncated_inputs)
         return [*map(float, (*votes, judged.tokens, judged.comparisons, 0, 0))]
+    if isinstance(judged, Tries):
+        tries = judged.tries
+        said = (len(tries), sum(one.outcome == Outcome.NO_ANSWER for one in tries), 0)
+        cut = (sum(one.cut_off for one in tries), sum(one.truncated_input for one in tries))
+        return [*map(float, (*said, *cut, sum(one.tokens for one in tries), 0, 0, 0))]
     row = np.zeros(len(COUNTS))
     for game, all_ballots in zip(item.games, judged, strict=True):
         ballots = policy.counted(item.name_of(game), all_ballots)
@@ -203,7 +214,8 @@ def score(
     table = table_of(benchmark, items, verdicts, policy)
     if not table.ids:
         raise RrmError(f"none of the {len(items)} items of {benchmark.name} has a verdict: there is nothing to score")
-    return evaluate(table, benchmark.tree(table), samples, seed)
+    further = () if benchmark.further is None else benchmark.further(table, samples, seed)
+    return evaluate(table, benchmark.tree(table), samples, seed) + further
 
 
 def compare(

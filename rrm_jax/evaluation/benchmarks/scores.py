@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rrm_jax.evaluation.statistics import mcnemar_exact
+from rrm_jax.evaluation.statistics import mcnemar_exact, wilson_interval
 from rrm_jax.judging.store import digest
 
 COUNTS = (
@@ -22,7 +22,8 @@ COUNTS = (
     "consistent",
 )  # fmt: skip
 """Beside every score: votes, of them invalid, cut off at the token limit, and shown cut inputs; tokens; comparisons,
-and those without a winner; votes asked in both orders, and those that name the same response in both."""
+and those without a winner; votes asked in both orders, and those that name the same response in both. Of questions
+that a model answers, votes are its responses, and those without an answer invalid."""
 
 Sums = Mapping[str, np.ndarray]
 _CHUNK = 2_000_000  # cells of draws held at once
@@ -56,6 +57,17 @@ class Node:
     parts: tuple["Node", ...] = ()
     by_item: bool = False
     """It is the mean of what the first two numbers of a row say: an item's credit, and 1 where it counts."""
+    share: bool = False
+    """It is a share of items, or of what is counted of them."""
+    where: int | None = None
+    """Which number of a row is above 0 where the item belongs to it; None: all of the groups' items do."""
+
+    def members(self, table: "Table") -> dict[str, np.ndarray]:
+        """By group: whether each item belongs to it, [n]."""
+        values = {group: table.values[group] for group in self.groups}
+        if self.where is None:
+            return {group: np.ones(len(rows), bool) for group, rows in values.items()}
+        return {group: rows[:, self.where] > 0 for group, rows in values.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +100,18 @@ def divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
         return np.where(below > 0, above / below, np.nan)
 
 
-def ratio(name: str, groups: Sequence[str], above: int = 0, below: int = 1, parts: tuple[Node, ...] = ()) -> Node:
-    """The quotient of two sums over all items of the groups together."""
+def ratio(
+    name: str, groups: Sequence[str], above: int = 0, below: int = 1, parts: tuple[Node, ...] = (), marked: bool = False
+) -> Node:
+    """The quotient of two sums over all items of the groups together; `marked`: of those alone of which the second of
+    the two numbers is above 0."""
 
     def of(sums: Sums) -> np.ndarray:
         total = sum((sums[group] for group in groups), np.zeros(()))
         return divide(total[..., above], total[..., below])
 
-    return Node(name, tuple(groups), of, parts, by_item=(above, below) == (0, 1))
+    by_item, where = (above, below) == (0, 1), below if marked else None
+    return Node(name, tuple(groups), of, parts, by_item, share=True, where=where)
 
 
 def mean(name: str, parts: Sequence[Node], weights: Sequence[float] | None = None, show: bool = True) -> Node:
@@ -112,20 +128,25 @@ def mean(name: str, parts: Sequence[Node], weights: Sequence[float] | None = Non
 
 
 def evaluate(table: Table, nodes: Sequence[Node], samples: int = 2000, seed: int = 0) -> tuple[Score, ...]:
-    """Scores with percentile intervals from `samples` bootstrap samples (0: none)."""
+    """Scores with percentile intervals from `samples` bootstrap samples (0: none); where all items, or none, are right,
+    so that every sample says the same, the interval of a share is Wilson's."""
     drawn = (
         {group: resampled(group, values, samples, seed) for group, values in table.values.items()} if samples else {}
     )
     sums = {group: values.sum(axis=0) for group, values in table.values.items()}
 
     def score(node: Node) -> Score:
-        counts = sum((table.counts[group].sum(axis=0) for group in node.groups), np.zeros(len(COUNTS)))
-        low = high = None
+        members = node.members(table)
+        counted = (table.counts[group][there].sum(axis=0) for group, there in members.items())
+        named = dict(zip(COUNTS, sum(counted, np.zeros(len(COUNTS))).tolist(), strict=True))
+        items = sum(int(there.sum()) for there in members.values())
+        value, low, high = float(node.of(sums)), None, None
         if samples:
             low, high = interval(node.of(drawn))
-        items = sum(len(table.ids[group]) for group in node.groups)
-        named = dict(zip(COUNTS, counts.tolist(), strict=True))
-        return Score(node.name, float(node.of(sums)), low, high, items, named, tuple(map(score, node.parts)))
+            if node.share and value in (0, 1) and low == high:
+                wilson = wilson_interval(value, items)
+                low, high = wilson.low, wilson.high
+        return Score(node.name, value, low, high, items, named, tuple(map(score, node.parts)))
 
     return tuple(map(score, nodes))
 
@@ -141,15 +162,22 @@ def interval(values: np.ndarray) -> tuple[float | None, float | None]:
 
 def resampled(group: str, values: np.ndarray, samples: int, seed: int) -> np.ndarray:
     """Sums [B, d] over items of `values` [n, d] drawn with replacement."""
-    count = len(values)
+    return np.concatenate([times @ values for times in _times(group, len(values), samples, seed)])
+
+
+def resamplings(group: str, count: int, samples: int, seed: int) -> np.ndarray:
+    """How often each of `count` items is in each of the same samples, [B, n]."""
+    return np.concatenate(list(_times(group, count, samples, seed)))
+
+
+def _times(group: str, count: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """`resamplings`, some samples at a time."""
     drawing = np.random.default_rng(int(digest([seed, "bootstrap", group, count])[:16], 16))
-    parts = []
     step = max(_CHUNK // count, 1)
     for start in range(0, samples, step):
         size = min(step, samples - start)
         places = drawing.integers(count, size=(size, count)) + np.arange(size)[:, None] * count
-        parts.append(np.bincount(places.ravel(), minlength=size * count).reshape(size, count) @ values)
-    return np.concatenate(parts)
+        yield np.bincount(places.ravel(), minlength=size * count).reshape(size, count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +220,7 @@ def differences(
         tail = min(np.sum(known <= 0), np.sum(known >= 0))
         p_value = float(min(2 * (tail + 1) / (len(known) + 1), 1)) if len(known) else None
         one, other = (float(node.of(sum_)) for sum_ in sums)
-        items = sum(len(pair[0].ids[group]) for group in node.groups)
+        items = sum(int(there.sum()) for there in node.members(pair[0]).values())
         found.append(Difference(name, one, other, low, high, p_value, items, *_mcnemar(pair, node)))
         for part in node.parts:
             add(part, f"{name} / ")

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from rrm_jax.data.jsonl import RowError, decode_row
+from rrm_jax.data.verifiers import Outcome
 from rrm_jax.errors import RrmError
 from rrm_jax.evaluation.benchmarks import rewardbench
-from rrm_jax.evaluation.benchmarks.base import Ballot, Benchmark, Item, Judged, Verdicts
+from rrm_jax.evaluation.benchmarks.base import Ballot, Benchmark, Item, Judged, Tries, Try, Verdicts
 from rrm_jax.evaluation.benchmarks.harness import pair_of
 from rrm_jax.evaluation.benchmarks.scores import COUNTS, Score, Table, evaluate
 from rrm_jax.judging.judge import content_digest
+from rrm_jax.judging.store import digest
 
 
 def scores_of_subsets(benchmark: Benchmark, content: Any) -> dict[str, tuple[Score, ...]] | None:
@@ -65,14 +67,16 @@ def read_verdict_file(benchmark: Benchmark, items: Sequence[Item], path: str | P
             and "content" in content[0]
         ):
             found: Mapping[str, Verdicts] | None = {"judge": verdicts_of_rows(benchmark, items, content)}
+        elif benchmark.kind == "answers" and isinstance(content, list) and content and "samples" in content[0]:
+            found = {"answers": tries_of_rows(benchmark.name, items, content)}
         else:
             found = None if benchmark.read_verdicts is None else benchmark.read_verdicts(content, items)
     except (RowError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise RrmError(f"{path}: {error if isinstance(error, RowError) else f'not as expected ({error!r})'}") from None
     if found is None:
         raise RrmError(
-            f"{path} is no verdict file of {benchmark.name}: rows of rrm eval or rrm judge (id, votes, content) are "
-            "needed, or one of its published files (see rrm eval --list)"
+            f"{path} is no verdict file of {benchmark.name}: rows of rrm eval or rrm judge (id, votes or samples, "
+            "content) are needed, or one of its published files (see rrm eval --list)"
         )
     known = {item.id for item in items}
     if not any(known & verdicts.keys() for verdicts in found.values()):
@@ -93,6 +97,33 @@ def ballots_of(votes: Sequence[Mapping[str, Any]], both: bool) -> tuple[Ballot, 
         )
         for vote in votes
     )
+
+
+def question_digest(item: Item) -> str:
+    """Of a question and its right answer."""
+    return digest([item.query, item.gold])
+
+
+def tries_of_rows(benchmark: str, items: Sequence[Item], rows: Sequence[Mapping[str, Any]]) -> dict[str, Judged]:
+    """What became of responses to the items. Raises RowError for rows of other questions or another benchmark."""
+    known = {item.id: item for item in items}
+    found: dict[str, Judged] = {}
+    for number, row in enumerate(rows, start=1):
+        if row.get("benchmark", benchmark) != benchmark:
+            raise RowError(f"row {number} is of {row['benchmark']}, not of {benchmark}")
+        item = known.get(row["id"])
+        if item is None:
+            continue
+        if row["content"] != question_digest(item):
+            raise RowError(f"row {number}: {item.id!r} is another question than this data's")
+        try:
+            tries = tuple(Try(**one | {"outcome": Outcome(one["outcome"])}) for one in row["samples"])
+        except (ValueError, TypeError) as error:
+            raise RowError(f"row {number}: {error}") from None
+        if not tries:
+            raise RowError(f"row {number}: there are no responses")
+        found[item.id] = Tries(tries)
+    return found
 
 
 def verdicts_of_rows(
