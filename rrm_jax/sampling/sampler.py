@@ -101,6 +101,10 @@ class Sampler:
         self._params = self._programs.adopt(params)
         self.version += 1
 
+    def release(self) -> None:
+        """Gives the weights' memory back; `update` comes before the next `generate`."""
+        self._params = None
+
     def _in_place(self, params: Params) -> bool:
         leaves = jax.tree.leaves(params)
         if not isinstance(params["layers"], list) or not all(isinstance(x, jax.Array) for x in leaves):
