@@ -14,7 +14,8 @@ def command(
     topology: Annotated[
         str,
         typer.Option(
-            help="Devices to plan for: a TPU slice (v4, v5e, v5p, v6e), v5p:4x4x4, two, 2xv5p:4x4x4, or GPUs, h100:8."
+            help="Devices to plan for: a TPU slice (v4, v5e, v5p, v6e), v5p:4x4x4, two, 2xv5p:4x4x4, GPUs, h100:8, or "
+            "this machine's processors as so many devices, cpu:8."
         ),
     ] = "v5p:4x4x4",
     model: Annotated[
@@ -38,11 +39,11 @@ def command(
     ] = False,
     search: Annotated[
         bool,
-        typer.Option("--search", help="Find the mesh, remat, micro-batch and slots that are quickest and fit."),
+        typer.Option("--search", help="Find the meshes, remat, micro-batch and slots that are quickest and fit."),
     ] = False,
     compiled: Annotated[
-        int, typer.Option("--compile", min=1, help="Of a search, so many of the best may be compiled till one fits.")
-    ] = 3,
+        int, typer.Option("--compile", min=1, help="Of a search, so many proposals may be compiled till one fits.")
+    ] = 2,
 ) -> None:
     """What a training run will take on devices that are not here: memory, exchanges, seconds a step.
 
@@ -55,6 +56,8 @@ def command(
 
     What samples on devices of its own (rollout.devices) is planned with --analytic alone.
 
+    A search sorts by arithmetic, and compiles the best; what does not fit is named, and the next one tried.
+
     With --analytic, which any GPU will do for, temporaries and exchanges are a model of what is large: see
     docs/planning.md for its error.
 
@@ -63,6 +66,7 @@ def command(
       rrm plan rrm_7b.yaml --model 7b --topology v6e:4x4 mesh.tensor=2
       rrm plan rrm_32b.yaml --model 32b --topology h100:32 --analytic
       rrm plan rrm_32b.yaml --model 32b --topology v6e:8x8 --search
+      rrm plan grpo_tiny.yaml --model 1.5b --topology cpu:1
       rrm plan rrm_7b.yaml --model 7b --topology h100:8 --analytic rollout.devices=2
     """
     import jax
@@ -86,8 +90,10 @@ def command(
 
     decoder, devices = decoder_of(resolved, model), described(topology, compiling=not analytic)
     if search:
-        changes, made = searched(resolved, decoder, devices, assumed, 0 if analytic else compiled, warn)
-        print("best:", " ".join(f"{key}={value}" for key, value in changes.items()))
+        tried, best = searched(resolved, decoder, devices, assumed, 0 if analytic else compiled, warn)
+        made = best.plan
+        print("\n".join([*report.proposal_lines(tried), ""]))
+        print(f"best: {best}" if made.fits else f"none of these fits; --compile more than {compiled}. The last: {best}")
     elif analytic:
         made = analytic_plan(resolved, decoder, devices, assumed)
     else:

@@ -18,12 +18,12 @@ from rrm_jax.errors import RrmError
 from rrm_jax.models.config import DecoderConfig
 from rrm_jax.models.params import abstract_params
 from rrm_jax.parallel.mesh import batch_sharding, platform_of
-from rrm_jax.rl.losses import PolicyBatch
+from rrm_jax.rl.losses import PolicyBatch, PreferenceBatch
 from rrm_jax.sampling import call, control, engine
 from rrm_jax.sampling.block import Start, Table
-from rrm_jax.sampling.sampler import BLOCK
 from rrm_jax.sampling.buckets import LARGEST_CHUNK, attended, bucket
-from rrm_jax.training import grpo, supervised
+from rrm_jax.sampling.sampler import BLOCK
+from rrm_jax.training import dpo, grpo, supervised
 from rrm_jax.training.batches import Example, MicroBatch
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.learner_programs import LearnerPrograms
@@ -77,7 +77,7 @@ class RunPrograms:
             state["frozen model"] = state["merged copy"] = learner.frozen
         if learner.casts:
             state["working copy"] = jax.tree.map(lambda x: x.update(dtype=learner.options.dtype), learner.trained)
-        if config.method == "grpo" and config.grpo.kl_coef and learner.frozen is None:
+        if keeps_reference(config) and learner.frozen is None:
             compute = abstract_params(self.decoder, learner.options.dtype, stacked=True, sharding=learner.place)
             state["reference"] = compute
         if self.samples:
@@ -122,16 +122,14 @@ class RunPrograms:
         names = ["parameters"]
         names += [] if config.optimizer.offload else ["optimiser"]
         names += ["frozen model"] * ("frozen model" in self.state)
-        names += ["reference"] * ("reference" in self.state and not config.grpo.offload_reference)
+        names += ["reference"] * ("reference" in self.state and not offloads_reference(config))
         names += ["sampler's weights"] * (self.samples and not self.apart)
         return tuple(names)
 
     def all(self) -> list[Program]:
         """Sampling, scores, the update; without sampling the update alone."""
         programs = [*self._sampling()] if self.samples else []
-        if self.config.method == "grpo":
-            programs += self._scores()
-        return [*programs, *self._update()]
+        return [*programs, *self._scores(), *self._update()]
 
     def _program(self, name: str, lower, takes: tuple[str, ...], gives: str = "temporaries", without=()):
         beside = tuple(x for x in self.resting if x in self.state and x not in takes and x not in without)
@@ -205,25 +203,31 @@ class RunPrograms:
 
     def _scores(self):
         config, learner = self.config, self.learner
-        several = config.updates_per_step > 1 or config.grpo.kl_in == "reward"
-        if not (several or config.grpo.kl_coef):
+        if not score_passes(config):
             return
-        scored = logprobs_of(self.decoder, learner.options, self.mesh, config.rollout.temperature)
-        model = learner.model(self.state[self._read], learner.frozen)
-        sequences = self._batch(self.micro_batch.sequences())
-        lower = functools.partial(self._lower, scored, model, sequences)
-        yield self._program("log-probs", lower, (self._read, "frozen model"))
+        temperature = config.rollout.temperature if config.method == "grpo" else 1.0
+        scored = logprobs_of(self.decoder, learner.options, self.mesh, temperature)
+        of_reference = config.method == "dpo"
+        if of_reference and learner.frozen is not None:
+            model, takes = learner.frozen, ("frozen model",)
+        elif of_reference:
+            model, takes = self.state["reference"], ("reference",)
+        else:
+            model, takes = learner.model(self.state[self._read], learner.frozen), (self._read, "frozen model")
+
+        def lower() -> jax.stages.Lowered:
+            return self._lower(scored, model, self._batch(self.micro_batch.sequences()))
+
+        yield self._program("log-probs", lower, takes)
 
     def _update(self):
-        config, learner, state = self.config, self.learner, self.state
-        if config.method == "grpo":
-            loss, batch = grpo.loss_of(config, self.decoder, learner.options), self._grpo_batch()
-        else:
-            loss = supervised.loss_of(self.decoder, learner.options)
-            batch = supervised.Batch(self._batch(self.micro_batch.sequences()))
-        accumulate = functools.partial(
-            self._lower, learner.accumulate(loss), state[self._read], learner.frozen, learner.trained, batch
-        )
+        learner, state = self.learner, self.state
+
+        def accumulate() -> jax.stages.Lowered:
+            loss, batch = self._loss_and_batch()
+            of_loss = learner.accumulate(loss)
+            return self._lower(of_loss, state[self._read], learner.frozen, learner.trained, self._batch(batch))
+
         yield self._program("forward and backward", accumulate, (self._read, "frozen model", "gradients"))
         denominator = jax.ShapeDtypeStruct((), jnp.float32)
         apply = functools.partial(
@@ -231,14 +235,20 @@ class RunPrograms:
         )
         yield self._program("apply", apply, ("parameters", "optimiser", "gradients"))
 
-    def _grpo_batch(self) -> grpo.Batch:
-        config, batch = self.config, self.micro_batch
+    def _loss_and_batch(self) -> tuple[Any, Any]:
+        """The method's loss, and host arrays of the planned micro-batch as it takes them."""
+        config, batch, options = self.config, self.micro_batch, self.learner.options
         sequences = batch.sequences()
+        if config.method == "supervised":
+            return supervised.loss_of(self.decoder, options), supervised.Batch(sequences)
         number = batch.along([0.0] * len(batch.examples))
-        old = number if config.updates_per_step > 1 or config.grpo.kl_in == "reward" else None
-        reference = number if config.grpo.kl_coef else None
+        reference = number if keeps_reference(config) else None
+        if config.method == "dpo":
+            preference = PreferenceBatch(batch.responses(), reference, sequences.mask)
+            return dpo.loss_of(config, self.decoder, options), dpo.Batch(sequences, preference)
+        old = number if needs_old(config) else None
         policy = PolicyBatch(number, number, batch.responses(), old, reference, number, sequences.mask)
-        return self._batch(grpo.Batch(sequences, policy))
+        return grpo.loss_of(config, self.decoder, options), grpo.Batch(sequences, policy)
 
     def _batch(self, tree: Any) -> Any:
         at = batch_sharding(self.mesh)
@@ -249,16 +259,39 @@ class RunPrograms:
             return jitted.lower(*arguments)
 
 
+def keeps_reference(config: TrainConfig) -> bool:
+    """Whether there is a frozen reference."""
+    if config.method == "dpo":
+        return not config.dpo.reference_free
+    return config.method == "grpo" and config.grpo.kl_coef > 0
+
+
+def offloads_reference(config: TrainConfig) -> bool:
+    return config.dpo.offload_reference if config.method == "dpo" else config.grpo.offload_reference
+
+
+def needs_old(config: TrainConfig) -> bool:
+    """Whether GRPO scores the policy that sampled as well."""
+    return config.updates_per_step > 1 or config.grpo.kl_in == "reward"
+
+
+def score_passes(config: TrainConfig) -> int:
+    """How often log-probs are taken of a step's completions."""
+    return keeps_reference(config) + (config.method == "grpo" and needs_old(config))
+
+
 def longest_micro_batch(learner: LearnerPrograms) -> MicroBatch:
-    """One that is full of the longest prompts and completions."""
-    config = learner.config
-    if config.method == "grpo":
-        prompt, new = config.max_prompt_tokens, config.rollout.max_new_tokens
-    else:
-        prompt, new = config.pack.row_tokens // 2, config.pack.row_tokens - config.pack.row_tokens // 2
-    rows = max(config.pack.micro_batch_tokens // (config.pack.row_tokens * learner.ways), 1) * learner.ways
-    examples = [Example((at, *(0,) * (prompt - 1)), (0,) * new) for at in range(rows)]
-    return learner.micro_batches(examples, range(rows))[0]
+    """One that is full of the longest prompts and completions; of DPO, of pairs of them."""
+    config, row = learner.config, learner.config.pack.row_tokens
+    prompt, new, together = config.max_prompt_tokens, config.rollout.max_new_tokens, 1
+    if config.method == "supervised":
+        prompt, new = row // 2, row - row // 2
+    if config.method == "dpo":
+        together = 2
+    rows = max(config.pack.micro_batch_tokens // (row * learner.ways), 1) * learner.ways
+    count = rows * max(row // (prompt + new), 1) * together
+    examples = [Example((at // together, *(0,) * (prompt - 1)), (0,) * new) for at in range(count)]
+    return learner.micro_batches(examples, range(count), together)[0]
 
 
 def device_bytes(tree: Any) -> int:

@@ -1,10 +1,12 @@
 """A plan as text: memory by program, exchanges, seconds, and what to change where it does not fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rrm_jax.evaluation.ranking_report import table
 from rrm_jax.planning.memory import CACHES, Footprint
 from rrm_jax.planning.plan import Plan, rows_per_device
+from rrm_jax.planning.programs import offloads_reference
+from rrm_jax.planning.search import Proposal
 
 _GIB = 2**30
 _COLUMNS = {
@@ -49,6 +51,23 @@ def heading(plan: Plan) -> Iterator[str]:
         f"micro-batches of {rows} rows × {time:,} tokens, {plan.slots} rows sampled at a time, remat "
         f"{plan.config.model.remat}, attention {plan.attention}"
     )
+    yield from _left_out(plan)
+
+
+def _left_out(plan: Plan) -> Iterator[str]:
+    """Of a policy's run: the judge, whose shape is not the policy's."""
+    config = plan.config
+    judge = config.policy.judge
+    if config.task != "policy" or config.method != "grpo" or judge is None:
+        return
+    if judge.backend is not None:
+        yield "the policy alone: its judge is at a server (policy.judge.backend), and waiting for it is left out"
+        return
+    where = {"sharded": "split over the devices", "host": "in host memory", "ready": "as sampling reads them"}
+    yield (
+        "the policy alone: the judge of its tournaments (policy.judge) is left out, its weights, which wait "
+        f"{where[judge.idle]} between its turns, and its turns' memory and seconds"
+    )
 
 
 def _axes(mesh: dict[str, int]) -> str:
@@ -65,6 +84,17 @@ def memory_rows(plan: Plan) -> Rows:
     return rows
 
 
+def proposal_lines(proposals: Sequence[Proposal]) -> Iterator[str]:
+    """What a search looked at: by arithmetic, and, where it was compiled, by the compiler."""
+    rows = [["proposal", "by arithmetic: s a step", "GiB", "compiled: s a step", "GiB", "fits"]]
+    for one in proposals:
+        said = [] if one.compiled is None else [f"{one.compiled.time.seconds:,.0f}", _gib(one.compiled.peak.total)]
+        fits = "by arithmetic" if one.compiled is None else "yes" if one.compiled.fits else "**no**"
+        estimate = [f"{one.estimate.time.seconds:,.0f}", _gib(one.estimate.peak.total)]
+        rows.append([str(one), *estimate, *(said or ["", ""]), fits])
+    yield from table(rows)
+
+
 def exchange_rows(plan: Plan) -> Rows:
     """What a device sends in one run of each program, in MiB; the heading first."""
     rows = [["program", "kind", "along", "count", "MiB sent by a device"]]
@@ -79,6 +109,9 @@ def exchange_rows(plan: Plan) -> Rows:
 def time_lines(plan: Plan) -> Iterator[str]:
     """Seconds of each program in a step, and of the step."""
     time = plan.time
+    if plan.topology.platform == "cpu":
+        yield "Seconds are not estimated: what a CPU does is on no data sheet."
+        return
     yield f"Seconds in one step, at {time.efficiency:.0%} of the roofline; by each limit alone, at all of it"
     yield ""
     rows = [["program", "runs", "seconds", "bound by", "products", "memory", "network"]]
@@ -122,8 +155,8 @@ def changes(plan: Plan, peak: Footprint) -> Iterator[tuple[int, str]]:
         yield held, "optimizer.offload=true (the state waits in host memory)"
     if held and optimizer.kind == "adamw" and moments > 2:
         yield held * (moments - 2) // moments, "optimizer.moments=int8"
-    if holds.get("reference", 0) and not config.grpo.offload_reference:
-        yield holds["reference"], "grpo.offload_reference=true"
+    if holds.get("reference", 0) and not offloads_reference(config):
+        yield holds["reference"], f"{config.method}.offload_reference=true"
     weights, caches = holds.get("sampler's weights", 0), sum(holds.get(name, 0) for name in CACHES)
     where, sampling = ("rollout.mesh" if _samples_elsewhere(plan) else "mesh"), plan.rollout_mesh
     if weights and plan.decoder.num_kv_heads % (2 * sampling["tensor"]) == 0 and sampling["fsdp"] % 2 == 0:

@@ -21,7 +21,7 @@ from jax.sharding import AbstractMesh
 from rrm_jax.parallel.mesh import AXES
 from rrm_jax.parallel.serving_cost import decode_step_seconds, prefill_flops
 from rrm_jax.planning.memory import Footprint
-from rrm_jax.planning.programs import BLOCK, SAMPLING, RunPrograms
+from rrm_jax.planning.programs import BLOCK, SAMPLING, RunPrograms, score_passes
 from rrm_jax.planning.topology import BOX, Topology
 from rrm_jax.sampling.call import PREFILL_TOKENS
 from rrm_jax.training.batches import Example
@@ -97,6 +97,8 @@ def step_time(
     """Of a step whose prompts and completions have so many tokens, all of them."""
     config, learner = programs.config, programs.learner
     count, group, epochs = config.supervised.batch_size, 1, 1
+    if config.method == "dpo":
+        count, group = 2 * config.dpo.batch_size, 2
     if config.method == "grpo":
         count, group = config.rollout.prompts_per_step * config.rollout.group_size, config.rollout.group_size
         epochs = config.grpo.epochs
@@ -105,7 +107,9 @@ def step_time(
     repeated = [learner.shares_prompts and at % group > 0 for at in range(count)]
     lengths = [prompt] * count, [new] * count
     work = training_work(programs.decoder, *lengths, repeated=repeated, adapters=adapters)
-    phases = tuple(step.phase(one) for one in footprints if not one.failed)
+    of_evaluation = () if config.method == "grpo" else ("merge adapters", "hand-over", *SAMPLING)
+    timed = () if topology.platform == "cpu" else tuple(one for one in footprints if not one.failed)
+    phases = tuple(step.phase(one) for one in timed if one.name not in of_evaluation)
     peak = topology.accelerator.peak_flops
     at_once = programs.apart and config.rollout.asynchronous
     learning = programs.mesh.size
@@ -144,8 +148,7 @@ class _Step:
         if name == "prefill":
             return max(1.0, self.count // self.group * self.prompt / (PREFILL_TOKENS * ways))
         if name == "log-probs":
-            passes = (config.grpo.kl_coef > 0) + (updates > 1 or config.grpo.kl_in == "reward")
-            return passes * updates / self.epochs * self._micro_batches()
+            return score_passes(config) * updates / self.epochs * self._micro_batches()
         if name == "forward and backward":
             return updates * self._micro_batches()
         return updates if name in ("apply", "cast") else 1
@@ -157,7 +160,8 @@ class _Step:
         of_update = self.count * self.epochs // self.programs.config.updates_per_step
         examples = [Example(prompts[at // self.group], completion) for at in range(of_update)]
         planned = self.programs.micro_batch
-        batches = self.programs.learner.micro_batches(examples, range(of_update))
+        together = self.group if self.programs.config.method == "dpo" else 1
+        batches = self.programs.learner.micro_batches(examples, range(of_update), together)
         return sum(len(batch.rows) * batch.time for batch in batches) / (len(planned.rows) * planned.time)
 
     def _flops(self, name: str) -> float:

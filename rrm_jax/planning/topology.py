@@ -1,10 +1,11 @@
 """Devices that are not here, to compile for: `v5p:4x4x4`, a slice of TPU chips, `2xv5p:4x4x4`, two of them, or
-`h100:8`, so many GPUs.
+`h100:8`, so many GPUs; or this machine's own processors, `cpu:8`, as so many devices.
 
 What is needed is the compiler alone, libtpu or jax[cuda13], never the chip. `Topology.devices` is None where it is not
 installed.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -12,6 +13,9 @@ import math
 import os
 import re
 from typing import Any
+
+import jax
+import jaxlib
 
 from rrm_jax.errors import RrmError
 from rrm_jax.parallel.accelerators import ACCELERATORS, Accelerator, accelerator
@@ -28,12 +32,12 @@ _ENVIRONMENT = {
 }
 
 # Of what a device has: a TPU's runtime keeps some 2 %, and JAX takes 75 % of a GPU unless told otherwise.
-_USABLE = {"tpu": 0.975, "gpu": 0.75}
+_USABLE = {"tpu": 0.975, "gpu": 0.75, "cpu": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """`devices`: compile-only ones, or None, and then `missing` says what to install. `platform`: tpu or gpu."""
+    """`devices`: compile-only ones, or None, and then `missing` says what to install. `platform`: tpu, gpu or cpu."""
 
     name: str
     accelerator: Accelerator
@@ -64,9 +68,15 @@ def topology(name: str, compiling: bool = True) -> Topology:
         if not re.fullmatch(r"\d+(x\d+)*", size) or len(size.split("x")) != (2 if kind in ("v5e", "v6e") else 3):
             raise RrmError(f"topology {name!r}: a slice of {kind} is {_example(kind)}, say")
         return _tpu(name, kind, size, slices, compiling)
+    if kind == "cpu":
+        if colon and not (size.isdigit() and int(size)):
+            raise RrmError(f"topology {name!r}: a CPU's devices are given by their number, as cpu:8")
+        return _cpu(name, int(size or 1), compiling)
     if kind not in {known.name for known in ACCELERATORS}:
         names = ", ".join(known.name for known in ACCELERATORS)
-        raise RrmError(f"topology {name!r} is not known: give a TPU slice, as v5p:4x4x4, or GPUs, as h100:8 ({names})")
+        raise RrmError(
+            f"topology {name!r} is not known: give a TPU slice, as v5p:4x4x4, GPUs, as h100:8 ({names}), or cpu:8"
+        )
     if kind == "tpu7x":
         raise RrmError(f"topology {name!r}: slices of TPU7x cannot be described yet; those of {', '.join(_TPUS)} can")
     if colon and not (size.isdigit() and int(size)):
@@ -123,6 +133,20 @@ def _gpu(name: str, kind: str, count: int, compiling: bool) -> Topology:
     )
     version = importlib.metadata.version("jax-cuda13-plugin")
     return dataclasses.replace(made, devices=list(described.devices), compiler=f"jax-cuda13-plugin {version}")
+
+
+def _cpu(name: str, count: int, compiling: bool) -> Topology:
+    """Devices that share this machine's memory alike. Of its speed nothing is known, and no seconds are estimated."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // count
+    made = Topology(name, Accelerator("cpu", ("cpu",), 0.0, 0.0, memory), count, "cpu", None, "none")
+    if not compiling:
+        return made
+    with contextlib.suppress(RuntimeError):  # JAX has begun already, with the devices that it has
+        jax.config.update("jax_num_cpu_devices", count)
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise RrmError(f"topology {name!r}: JAX has begun in this process with {len(devices)} CPU device(s)")
+    return dataclasses.replace(made, devices=devices[:count], compiler=f"jaxlib {jaxlib.__version__}")
 
 
 # From the data sheets, and the CUDA programming guide's table for compute capability 9.0.

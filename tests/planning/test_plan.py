@@ -190,6 +190,49 @@ def test_the_plan_of_adapters_and_of_supervised_training_compile(home):
         plan(supervised, decoder_of(supervised, None), slice_of_cpus(), only=("nonsense",))
 
 
+def test_the_plan_of_preference_training_compiles(home):
+    """A pair is two completions behind one prompt; the reference is scored, and is not there without one."""
+    dpo = {"task": "policy", "method": "dpo", "model__compute_dtype": "bfloat16", "policy": {"max_prompt_tokens": 20}}
+    dpo |= {"rollout__max_new_tokens": 22, "dpo": {"batch_size": 16}}
+    config = config_of(home, **dpo)
+    made = plan(config, decoder_of(config, None), slice_of_cpus(), only=("log-probs", "forward and backward"))
+    scores, update = made.footprints
+    assert made.micro_batch == (8, 64)
+    assert scores.holds["reference"] == update.holds["reference"] == update.holds["working copy"]
+    assert "working copy" not in scores.holds  # it is let go after an update
+    whole = search.analytic_plan(config, made.decoder, slice_of_cpus())
+    runs = {phase.name: phase.runs for phase in whole.time.phases}
+    assert runs["forward and backward"] == runs["log-probs"] == 2  # 16 pairs, 8 rows of one pair each
+    assert whole.time.tokens == 16 * (20 + 2 * 22)
+    free = search.analytic_plan(config_of(home, **dpo, dpo__reference_free=True), made.decoder, slice_of_cpus())
+    assert [one.name for one in free.footprints] == ["forward and backward", "apply"]
+    assert "reference" not in held_by(free)
+    judged = "\n".join(report.heading(whole))
+    assert "judge" not in judged
+
+
+def test_the_plan_of_a_policy_says_that_its_judge_is_left_out(home):
+    judge = {"model": "anywhere", "idle": "host"}
+    config = config_of(home, task="policy", policy={"max_prompt_tokens": 20, "judge": judge})
+    made = search.analytic_plan(config, decoder_of(config, None), slice_of_cpus())
+    assert "(policy.judge) is left out, its weights, which wait in host memory" in "\n".join(report.heading(made))
+    remote = {"model": "anywhere", "backend": "http://localhost:1"}
+    config = config_of(home, task="policy", policy={"max_prompt_tokens": 20, "judge": remote})
+    made = search.analytic_plan(config, decoder_of(config, None), slice_of_cpus())
+    assert "its judge is at a server" in "\n".join(report.heading(made))
+
+
+def test_a_plan_for_this_machine_has_no_seconds(home):
+    config = config_of(home)
+    made = search.analytic_plan(config, decoder_of(config, None), topology("cpu:8", compiling=False))
+    text = "\n".join(report.lines(made))
+    assert "Seconds are not estimated" in text
+    assert "tokens/s" not in text
+    assert 8 * made.topology.usable <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with pytest.raises(RrmError, match=r"begun in this process with 8 CPU device\(s\)"):
+        topology("cpu:9")
+
+
 def test_what_does_not_fit_is_said_with_what_to_change(tiny):
     small = dataclasses.replace(
         tiny.topology, accelerator=dataclasses.replace(tiny.topology.accelerator, memory=tiny.peak.total // 2)
@@ -257,6 +300,7 @@ def test_the_search_finds_what_fits(monkeypatch):
     ("v6e", "a slice of v6e is"), ("v5p:0x4x4", "a slice of v5p is"), ("v9:4x4", "is not known: give a TPU slice"),
     ("2xh100:8", "only slices of TPUs can be several"), ("0xv5p:4x4x4", "only slices of TPUs can be several"),
     ("tpu7x:4x4", "TPU7x cannot be described yet"), ("h100:many", "GPUs are given by their number, as h100:8"),
+    ("cpu:4x4", "a CPU's devices are given by their number, as cpu:8"),
 ])  # fmt: skip
 def test_topologies_that_there_are_none_of(name, match):
     with pytest.raises(RrmError, match=match):
