@@ -105,7 +105,8 @@ def main() -> None:
         assert len(losses[0]) == len(losses[1]) == steps
         pairs = zip(parameters(home / "killed"), parameters(home / "undisturbed"), strict=True)
         largest = max(float(np.abs(mine - its).max()) for mine, its in pairs)
-        print(f"final parameters differ by {largest:.3g} at most, losses by {np.abs(np.subtract(*losses)).max():.3g}")
+        apart = np.abs(np.subtract(losses[0], losses[1])).max()
+        print(f"final parameters differ by {largest:.3g} at most, losses by {apart:.3g}")
         forced = (home / "killed.log").read_text().count("and is killed")
         slowest = max(ended_after(home / "killed.log"))
         print(f"{len(kills)} kills; the slowest end took {slowest} s, and {forced} had to be forced")

@@ -1,5 +1,6 @@
 """Before the first step: that all processes were started alike, and can write and see the run's directory."""
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -111,6 +112,8 @@ def _write_probe(directory: Path) -> Path:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
+        with contextlib.suppress(OSError):
+            probe.unlink()
         raise RrmError(f"cannot write {directory}: {there}: {error.strerror or error}") from None
     return probe
 

@@ -3,6 +3,7 @@
 python -m tests.parallel.joining OUTPUT
 """
 
+import errno
 import sys
 import time
 
@@ -33,8 +34,12 @@ def run(output: str) -> None:
         look({}, output)
         print("---", flush=True)
         if other:
-            raise RrmError("no such model here")
+            module.os.fsync = full
         module.preflight({}, output, print)
+
+
+def full(fd: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 if __name__ == "__main__":

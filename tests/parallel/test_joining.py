@@ -44,8 +44,9 @@ def test_processes_look_at_each_other_before_they_begin(tmp_path):
         assert f"optimizer.learning_rate: 1e-06 in process 0 ({host}); 2e-06 in process 1 ({host})\n" in config
         assert "seed" not in config
         assert f"process 1 ({host}) does not see what process 0" in unseen
-    assert looks[0][3] == f"error: another process failed: process 1 ({host}): no such model here\n"
-    assert "error: no such model here" in looks[1][3] + said[1][1]
+    full = f"cannot write {tmp_path}/runs/new: {tmp_path}: No space left on device"
+    assert looks[0][3] == f"error: another process failed: process 1 ({host}): {full}\n"
+    assert f"error: {full}" in looks[1][3] + said[1][1]
     assert list(tmp_path.iterdir()) == []  # nothing is left of the looks
 
 
