@@ -34,7 +34,7 @@ from rrm_jax.sampling.protocol import Decoding
 from rrm_jax.sampling.sampler import Sampler
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.evaluate import both_orders
-from rrm_jax.training.train import train
+from rrm_jax.training.train import train_to_the_end
 
 Report = Callable[[str], None]
 
@@ -144,7 +144,7 @@ def train_run(directory: Path, name: str, seed: int, report: Report) -> None:
     }
     arguments = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
     config = load_config(TrainConfig, f"quickstart/{name}.yaml", arguments)
-    train(config, resume=(directory / name / "config.yaml").exists(), report=report)
+    train_to_the_end(config, report)
 
 
 @functools.lru_cache(maxsize=1)

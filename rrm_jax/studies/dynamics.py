@@ -133,7 +133,7 @@ def rows_of(curves: Sequence[Curve], panels: Panels = PANELS) -> list[list[str]]
     return rows
 
 
-def _shown(curve: Curve, at: int, times: int) -> str:
+def _shown(curve: Curve, at: int, times: float) -> str:
     if curve.intervals is not None:
         return percent(curve.intervals[at])
     return percent(curve.values[at]) if times == 100 else f"{curve.values[at]:.4g}"

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrm_jax.checkpoints.store import complete_steps
 from rrm_jax.errors import RrmError
 from rrm_jax.evaluation.statistics import Interval
 from rrm_jax.evaluation.training_log import read_training_log
@@ -70,21 +69,19 @@ def find(config: PosttrainConfig, session: Session) -> Found:
 def _finish(name: str, run: TrainingRunConfig, config: PosttrainConfig, session: Session) -> None:
     """Trains, or goes on with, a run of `rrm train` that has not come to its last step."""
     from rrm_jax.training.config import TrainConfig
-    from rrm_jax.training.train import train
+    from rrm_jax.training.train import reached, train_to_the_end
 
     settings = TrainConfig.model_validate(run.settings | {"seed": config.seed})
     directory = Path(settings.output)
-    steps = complete_steps(directory / "checkpoints") if directory.is_dir() else []
-    reached = steps[-1] if steps else 0
-    if reached >= settings.steps:
-        return
-    if not config.train:
+    step = reached(directory)
+    if step < settings.steps and not config.train:
         raise RrmError(
-            f"the run {name} in {directory} has come to step {reached} of {settings.steps}: finish it with rrm train "
+            f"the run {name} in {directory} has come to step {step} of {settings.steps}: finish it with rrm train "
             f"{run.config} (its settings here: output={directory} data.train={run.settings['data']['train']})"
         )
-    session.report(f"── train {name}")
-    train(settings, resume=(directory / "config.yaml").exists(), report=session.report)
+    if step < settings.steps:
+        session.report(f"── train {name}")
+    train_to_the_end(settings, session.report)
 
 
 def _trained(name: str, steps: int, curves: Sequence[Curve]) -> Trained:

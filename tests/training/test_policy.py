@@ -2,7 +2,9 @@
 
 import functools
 import json
+import os
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +21,13 @@ from rrm_jax.parallel.mesh import make_mesh
 from rrm_jax.quickstart import world
 from rrm_jax.training import learner as learner_module
 from rrm_jax.training.config import TrainConfig
+from rrm_jax.training.metrics import Metrics
 from rrm_jax.training.policy_metrics import tournament_metrics
 from rrm_jax.training.policy_prompt import policy_prompt
 from rrm_jax.training.policy_task import PolicyTask
 from rrm_jax.training.rollout_mesh import meshes
 from rrm_jax.training.rollouts import Group, assemble
-from rrm_jax.training.train import train
+from rrm_jax.training.train import reached, train, train_to_the_end
 
 from .world import make_base, make_data, settings
 
@@ -61,6 +64,7 @@ def config_of(home, name: str, judge: dict | None = None, **changes) -> TrainCon
         "rollout__max_new_tokens": 10,
         "data": {"train": str(home / "questions.jsonl"), "eval": str(home / "held_out.jsonl")},
         "eval": {"every": 2},
+        "optimizer__learning_rate": 1e-3,
     }
     return TrainConfig.model_validate(settings(home, name, **(given | changes)))
 
@@ -233,6 +237,28 @@ def test_what_cannot_be_is_said_before_a_model_is_read(home):
     with pytest.raises(RrmError, match="no usable row"):
         run_of(home, "none", data={"train": str(home / "pairs.jsonl"), "eval": str(home / "pairs.jsonl")})
     assert not (home / "none").exists()
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_run_that_is_part_of_a_job_ends_the_job_when_it_is_told_to_stop(home, monkeypatch):
+    write = Metrics.write
+
+    def stop(metrics, kind, step, *args, **how):
+        write(metrics, kind, step, *args, **how)
+        if (kind, step) == ("train", 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = config_of(home, "part", steps=2, policy={"reward": "coin", "judge": None})
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_to_the_end(config, lambda message: None)
+    assert reached(home / "part") == 1
+    train_to_the_end(config, lambda message: None)
+    assert reached(home / "part") == 2
+    before = (home / "part" / "metrics.jsonl").read_bytes()
+    train_to_the_end(config, lambda message: None)
+    assert (home / "part" / "metrics.jsonl").read_bytes() == before
 
 
 def test_votes_are_in_a_store_as_any(home):
