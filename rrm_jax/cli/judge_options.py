@@ -106,6 +106,8 @@ def open_judge(
             thinking=thinking,
             max_prompt_tokens=fit_positions(options.max_prompt_tokens, most, generator.max_positions),
             keep_thinking=keep_thinking,
+            thinking_budget=options.thinking_budget,
+            constrain_verdict=options.constrain_verdict,
             model=generator.identity,
         )
     except ValueError as error:

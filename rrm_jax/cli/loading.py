@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rrm_jax.cli.options import ModelOptions
+    from rrm_jax.cli.options import DeviceOptions
     from rrm_jax.data.tokenizer import Tokenizer
     from rrm_jax.parallel.mesh import MeshShape
     from rrm_jax.sampling.protocol import Completion, Decoding, Request
@@ -69,8 +69,10 @@ def parse_dtype(name: str) -> Any:
     return jnp.dtype(name)
 
 
-def open_model(options: "ModelOptions", progress: "Callable[[Stats], None]") -> "Sampler":
-    """Loads a model onto the devices."""
+def open_model(
+    options: "DeviceOptions", progress: "Callable[[Stats], None] | None", block: int | None = None
+) -> "Sampler":
+    """Loads a model onto the devices. `block`: as the sampler takes it, its default unless given."""
     import jax
     import jax.numpy as jnp
 
@@ -79,7 +81,7 @@ def open_model(options: "ModelOptions", progress: "Callable[[Stats], None]") -> 
     from rrm_jax.models.decoder import Options
     from rrm_jax.parallel.mesh import make_mesh, partition_spec
     from rrm_jax.sampling.lookup import PromptLookup
-    from rrm_jax.sampling.sampler import Sampler
+    from rrm_jax.sampling.sampler import BLOCK, Sampler
 
     devices, compute = make_mesh(parse_mesh(options.mesh)), parse_dtype(options.dtype)
     started = time.perf_counter()
@@ -99,6 +101,7 @@ def open_model(options: "ModelOptions", progress: "Callable[[Stats], None]") -> 
         Options(dtype=compute, attention=choice.backend, spec=None if alone else partition_spec),
         None if alone else devices,
         options.batch_size,
+        block=BLOCK if block is None else block,
         cache_dtype=cache,
         weight_dtype=weights,
         lookup=PromptLookup(options.prompt_lookup) if options.prompt_lookup else None,
@@ -122,7 +125,7 @@ class LazyModel:
 
     takes_messages = False
 
-    def __init__(self, options: "ModelOptions", progress: "Progress", needs_tokenizer: bool = True):
+    def __init__(self, options: "DeviceOptions", progress: "Progress", needs_tokenizer: bool = True):
         from rrm_jax.checkpoints.sources import open_source
         from rrm_jax.sampling.sampler import position_limit
 

@@ -20,6 +20,7 @@ from rrm_jax.cli import (
     replay,
     report,
     reproduce,
+    serve,
     study,
     template,
     train,
@@ -56,6 +57,7 @@ _app.command("judge")(judge.command)
 _app.command("eval")(evaluate.command)
 _app.command("compare")(compare.command)
 _app.command("rank")(rank.command)
+_app.command("serve")(serve.command)
 _app.command("replay")(replay.command)
 _app.command("study")(study.command)
 _app.command("reproduce")(reproduce.command)

@@ -49,20 +49,14 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelOptions:
-    """Which model writes, and where: on the devices of this machine, or at a server."""
+class DeviceOptions:
+    """Which model writes on the devices of this machine."""
 
     model: Annotated[
-        Path,
-        typer.Option(
-            help="A Hugging Face directory, a converted checkpoint, or a training run's directory. With --backend no "
-            "weights are read: a directory with the tokenizer's files and config.json is enough."
-        ),
+        Path, typer.Option(help="A Hugging Face directory, a converted checkpoint, or a training run's directory.")
     ]
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences decoded together (not with --backend).")] = 32
-    dtype: Annotated[
-        str, typer.Option(help="auto (float32 on CPU, else bfloat16), float32 or bfloat16 (not with --backend).")
-    ] = "auto"
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences decoded together.")] = 32
+    dtype: Annotated[str, typer.Option(help="auto (float32 on CPU, else bfloat16), float32 or bfloat16.")] = "auto"
     cache_dtype: Annotated[
         Literal["auto", "int8", "float8_e4m3fn"],
         typer.Option(
@@ -79,15 +73,22 @@ class ModelOptions:
             min=0, help="Guess so many tokens at a time from what the text repeats (0: none). The text stays the same."
         ),
     ] = 0
-    mesh: Annotated[
-        str, typer.Option(help="Devices along each axis; one may be -1, all that remain (not with --backend).")
-    ] = "data=1,fsdp=-1,tensor=1"
+    mesh: Annotated[str, typer.Option(help="Devices along each axis; one may be -1, all that remain.")] = (
+        "data=1,fsdp=-1,tensor=1"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions(DeviceOptions):
+    """Which model writes, and where: on the devices of this machine, or at a server."""
+
     backend: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
             help="Let an OpenAI-compatible server write (vLLM, SGLang, llama.cpp, a hosted API), such as "
-            "http://localhost:8000.",
+            "http://localhost:8000. No weights are read then: of --model the tokenizer's files and config.json are "
+            "enough, and how it is run here (--batch-size to --mesh) is of no matter.",
         ),
     ] = None
     backend_model: Annotated[str | None, typer.Option(metavar="NAME", help="The model's name at the server.")] = None

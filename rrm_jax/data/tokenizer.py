@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 THINK, END_THINK = "<think>", "</think>"
+_MOST_RENDERED = 64
 
 
 class Tokenizer:
@@ -209,9 +210,12 @@ class Tokenizer:
     def _parts(self, messages: Sequence[tuple[str, str]]) -> list[tuple[str, bool]]:
         """The prompt as (text, is it the template's own) parts; the last is the template's own."""
         roles = tuple(role for role, _ in messages)
-        if roles not in self._rendered:
-            self._rendered[roles] = self._render(roles)
-        first, *rest = self._rendered[roles]
+        rendered = self._rendered.get(roles)
+        if rendered is None:
+            if len(self._rendered) >= _MOST_RENDERED:  # a server is asked for any sequence of roles
+                self._rendered.clear()
+            rendered = self._rendered[roles] = self._render(roles)
+        first, *rest = rendered
         parts = [(first, True)]
         for at, own in zip(rest[::2], rest[1::2], strict=True):
             parts += [(messages[int(at)][1], False), (own, True)]

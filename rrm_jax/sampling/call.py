@@ -114,7 +114,6 @@ class GenerateCall:
         # Dynamic RoPE rotates a prompt beyond the trained length by that length: its head is nobody else's.
         share = (lambda a, b: max(a, b) <= most) if dynamic else (lambda a, b: True)
         self.schedule = Schedule(batch, sampler.ways, PREFILL_TOKENS, share, coarse=self.source.lasting)
-        self.bucket = coarse_bucket if self.source.lasting else bucket
         for request in first:
             self._take(request)
         self.rows = control.free_rows(batch, _STOP_BUCKET, _SCRIPT_BUCKET)
@@ -204,6 +203,9 @@ class GenerateCall:
         self.rows = rows
         self.prompt_length[row] = len(request.prompt_ids)
 
+    def _columns(self, need: int, smallest: int) -> int:
+        return coarse_bucket(need, _KERNEL_BUCKET) if self.source.lasting else bucket(need, smallest)
+
     def _work(self, row: int) -> Work:
         work = self.schedule.rows[row]
         assert work is not None
@@ -215,7 +217,7 @@ class GenerateCall:
         need = schedule.longest_prompt()
         if schedule.waiting:
             need = max(need, max(len(key) for key in itertools.islice(schedule.waiting, len(schedule.rows))))
-        columns = self.bucket(max(need, 1), prompt_bucket(self.sampler.options))
+        columns = self._columns(max(need, 1), prompt_bucket(self.sampler.options))
         ways = self.sampler.ways
         if self.shared is None:
             prompts = schedule.prompts_wanted()
@@ -256,7 +258,7 @@ class GenerateCall:
         for row in schedule.live():
             work = self._work(row)
             need = max(need, min(len(work.token_ids) + ahead, work.request.decoding.max_new_tokens) + drafts)
-        columns, batch, ways = self.bucket(need, cache_bucket(sampler.options)), len(schedule.rows), sampler.ways
+        columns, batch, ways = self._columns(need, cache_bucket(sampler.options)), len(schedule.rows), sampler.ways
         assert self.shared is not None
         history = self.shared.layers[0].k.shape[2] + columns if sampler.lookup else 0
         if self.slots is None:

@@ -66,8 +66,8 @@ class Chunk(NamedTuple):
 class Schedule:
     """`share_heads(a, b)` says whether prompts of these lengths may share the keys and values of a common head.
 
-    `coarse`: numbers of prompts, of those prefilled together, and of rows for one, are powers of four, so that what
-    anybody may ask for at any time has few shapes to compile.
+    `coarse`, so that what anybody may ask for at any time has few shapes to compile: there are as many places for
+    prompts as rows, and the numbers of prompts prefilled together, and of rows for one, are powers of four.
     """
 
     def __init__(self, batch: int, ways: int, prefill_tokens: int, share_heads=lambda a, b: True, coarse: bool = False):
@@ -173,18 +173,17 @@ class Schedule:
         """How many prompts a part should have room for: what is needed first, and a step more where rows lie idle."""
         have = len(self.residents) // self.ways
         most = len(self.rows) // self.ways
+        if self._coarse:
+            return most
         if not self.residents:
             distinct = -(-len(self.waiting) // self.ways)
             per_prompt = -(-most // self.rows_per_prompt)
-            return min(self._places(max(1, min(distinct, per_prompt))), most)
+            return min(bucket(max(1, min(distinct, per_prompt)), 1), most)
         starved = self.waiting_count and any(
             self._free_rows(part) and self._vacancy(part) is None and self._part_is_settled(part)
             for part in range(self.ways)
         )
-        return min(self._places(have + 1), most) if starved and have < most else have
-
-    def _places(self, prompts: int) -> int:
-        return coarse_bucket(prompts, ratio=4) if self._coarse else bucket(prompts, 1)
+        return min(bucket(have + 1, 1), most) if starved and have < most else have
 
     def _part_is_settled(self, part: int) -> bool:
         return all(r is not None and r.ready for r in (self.residents[at] for at in self._prompts_of(part)))
@@ -352,7 +351,7 @@ class Schedule:
             if self._kind(at) == (columns, later) and len(part) < most:
                 part.append(at)
         each = coarse_bucket(max(map(len, chosen)), ratio=4 if self._coarse else 2)
-        return self._chunk(chosen, each, columns, later)
+        return self._chunk(chosen, min(each, most), columns, later)
 
     def _kind(self, at: int) -> tuple[int, bool]:
         resident = self._at(at)
@@ -380,7 +379,7 @@ class Schedule:
                     resident.donor = None
                 resident.filled += size
                 real += size
-        limit = attended(end) if later else 0
+        limit = 0 if not later else coarse_bucket(end, 128) if self._coarse else attended(end)
         return Chunk(
             tokens.reshape(-1, columns), source, target, start.ravel(), count.ravel(), total.ravel(), limit, real
         )

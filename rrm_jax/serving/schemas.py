@@ -1,0 +1,285 @@
+"""What the server's routes take and give; the limits stand here, and in the OpenAPI schema that is made of this."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MOST_RESPONSES = 256
+MOST_GROUPS = 256
+
+Text = Annotated[str, Field(max_length=4_000_000)]
+Responses = Annotated[list[Text], Field(min_length=1, max_length=MOST_RESPONSES)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, description="Of sampling, and of all that is shuffled.")]
+Votes = Annotated[int, Field(ge=1, le=64, description="Samples a comparison; the majority decides it.")]
+Id = Annotated[str, Field(max_length=200, description="Names what is asked in the answer, and addresses its order.")]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Body(BaseModel):
+    """A request's body. A field that nobody reads is an error."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(ser_json_inf_nan="null")
+
+
+class ErrorDetail(Answer):
+    message: str
+    type: str
+    code: str | None = None
+
+
+class ErrorAnswer(Answer):
+    """As OpenAI's."""
+
+    error: ErrorDetail
+
+
+# Chat completions
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: Text
+
+
+class Message(BaseModel):
+    """Contents are text, whatever they spell. Thinking in an assistant's turn, up to its last `</think>`, is left
+    out."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=1000)]
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+
+
+class ChatRequest(Body):
+    """`temperature` and `top_p` are the server's unless given; `user` and `metadata` have no effect."""
+
+    model: Annotated[str, Field(max_length=1000)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    min_p: Probability = 0.0
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31, description="Goes before max_tokens.")] | None = None
+    n: Annotated[int, Field(ge=1, le=64)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63, description="Without one each request draws its own.")] | None = (
+        None
+    )
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=1000)]
+        | Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=16)]
+        | None
+    ) = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: Annotated[bool, Field(description="Of the model's own distribution, at temperature 1.")] | None = None
+    separate_reasoning: Annotated[
+        bool, Field(description="False: content is all that was written, with `</think>` in it.")
+    ] = True
+    user: Annotated[str, Field(max_length=1000)] | None = None
+    metadata: dict[str, str] | None = None
+
+
+class TokenLogprob(Answer):
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[Any]
+
+
+class ChoiceLogprobs(Answer):
+    content: list[TokenLogprob]
+
+
+class ChatMessage(Answer):
+    role: Literal["assistant"]
+    content: str | None
+    reasoning_content: str | None
+
+
+class Choice(Answer):
+    index: int
+    message: ChatMessage
+    logprobs: ChoiceLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class Usage(Answer):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatAnswer(Answer):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class Model(Answer):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+
+
+class Models(Answer):
+    object: Literal["list"]
+    data: list[Model]
+
+
+# Judging
+
+
+class Judging(Body):
+    """How the judge is asked; what is left out is as the server was started."""
+
+    votes: Votes | None = None
+    seed: Seed | None = None
+    thinking_budget: (
+        Annotated[int, Field(ge=1, lt=2**31, description="Tokens of thinking, after which the verdict is asked for.")]
+        | None
+    ) = None
+
+
+class JudgeRequest(Judging):
+    """`id` addresses the order in which votes show the pair, as in `rrm judge`; without one, its texts do."""
+
+    query: Text
+    response_1: Text
+    response_2: Text
+    id: Id | None = None
+    order: Literal["random", "given", "both"] | None = None
+    stream: bool = False
+
+
+class VoteAnswer(Answer):
+    order: Literal["12", "21"]
+    verdict: Literal[1, 2] | None
+    text: str
+    tokens: int
+    finish_reason: Literal["stop", "length"]
+    truncated_input: bool
+    forced: bool
+    probability: Probability | None
+
+
+class JudgeAnswer(Answer):
+    """A row of `rrm judge`."""
+
+    id: str
+    winner: Literal[1, 2] | None
+    probability: Probability | None
+    votes: list[VoteAnswer]
+    content: str
+
+
+class RankRequest(Judging):
+    """`strategy`, `rating`, `stop` and `invalid` as `rrm rank` takes them; who has equal `answers` is not compared."""
+
+    query: Text
+    responses: Responses
+    id: Id | None = None
+    strategy: Annotated[str, Field(max_length=200)] = "round-robin"
+    rating: Annotated[str, Field(max_length=50)] | None = None
+    budget: Annotated[int, Field(ge=1, lt=2**31, description="Comparisons at most.")] | None = None
+    stop: Probability | Annotated[str, Field(max_length=50)] | None = None
+    invalid: Literal["random", "draw"] = "random"
+    answers: Annotated[list[Text | None], Field(max_length=MOST_RESPONSES)] | None = None
+    stream: bool = False
+
+
+class MatchAnswer(Answer):
+    """`winner` is 1 (i), 2 (j) or null; `judged` is false where both gave the same answer and no judge was asked."""
+
+    round: int
+    i: int
+    j: int
+    winner: Literal[1, 2] | None
+    judged: bool
+    votes: list[Literal[1, 2] | None]
+    probability: Probability | None
+    tokens: int
+
+
+class RankAnswer(Answer):
+    """A row of `rrm rank`, and its matches. A strength, or an end of its interval, that there is none of is null."""
+
+    id: str
+    best: int
+    ranking: list[int]
+    ratings: list[float | None]
+    strengths: list[float | None]
+    low: list[float | None]
+    high: list[float | None]
+    comparisons: int
+    votes: int
+    tokens: int
+    invalid: int
+    spared: int
+    invalid_votes: int
+    cut_off: int
+    truncated_inputs: int
+    forced: int
+    stopped: str
+    matches: list[MatchAnswer]
+
+
+# Rewards
+
+
+class Group(Judging):
+    """Rollouts of one query. `thinks`: the policy thinks first, and what never ended that has no answer."""
+
+    query: Text
+    responses: Responses
+    opponents: Annotated[int, Field(ge=1, le=MOST_RESPONSES)] = 4
+    thinks: bool = True
+
+
+class RewardAnswer(Answer):
+    """`rewards[g]` is response g's: (Elo − 1000) / 200 + 0.5; `ratings` are the Elos."""
+
+    rewards: list[float]
+    ratings: list[float]
+    matches: list[MatchAnswer]
+    comparisons: int
+    invalid: int
+    tokens: int
+
+
+class RemoteRewardRequest(BaseModel):
+    """As OpenRLHF sends it: `query` are prompts with what was written after them. `labels` have no effect."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: Annotated[list[Text], Field(min_length=1, max_length=4096)]
+    prompts: Annotated[list[Text], Field(min_length=1, max_length=4096)]
+    labels: list[Any] | None = None
+    thinks: bool = True
+
+
+class RemoteRewardAnswer(Answer):
+    rewards: list[float]
+    scores: list[float]
+    extra_logs: dict[str, list[float]]
+
+
+class Health(Answer):
+    status: Literal["alive"]
+
+
+class Ready(Answer):
+    status: Literal["ready"]
+    model: str
