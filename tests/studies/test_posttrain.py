@@ -23,8 +23,8 @@ POLICY = {"prefix": "<think>", "max_prompt_tokens": 64}
 def home(tmp_path_factory):
     directory = tmp_path_factory.mktemp("posttrain")
     make_base(directory / "base")
-    world.write_jsonl(directory / "solutions.jsonl", world.solutions(60, 1, 0.5))
-    world.write_jsonl(directory / "questions.jsonl", world.questions(40, 2))
+    world.write_jsonl(directory / "solutions.jsonl", world.solutions(60, 1, 0.0))
+    world.write_jsonl(directory / "questions.jsonl", world.questions(120, 2))
     world.write_jsonl(directory / "held_out.jsonl", world.questions(6, 3))
     changes = {"method": "supervised", "steps": 60, "task": "policy", "policy": POLICY, "supervised__batch_size": 16}
     changes |= {"data": {"train": str(directory / "solutions.jsonl")}, "checkpoint": {"every": 60}}
@@ -107,7 +107,7 @@ def test_pairs_are_the_policys_own_and_labelled_three_ways(home):
     assert {name: len(rows) for name, rows in labelled.items()} == found.pairs
     for pair in labelled["judge"]:
         assert (pair.label == 1) == (pair.response_1[-1] > pair.response_2[-1])
-    answers = {row["id"]: row["answer"] for row in world.questions(40, 2)}
+    answers = {row["id"]: row["answer"] for row in world.questions(120, 2)}
     for pair in labelled["verifier"]:
         texts = [text.rpartition("</think>")[2] for text in (pair.response_1, pair.response_2)]
         assert texts[pair.label - 1] == answers[pair.id] != texts[2 - pair.label]
