@@ -1,7 +1,6 @@
 """What a run's model is to do: to judge pairs, or to answer queries. The methods of training are the same for both."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rrm_jax.data.records import Pair, Question
@@ -72,11 +71,3 @@ def open_task(config: TrainConfig, report: Callable[[str], None]) -> Task:
     from rrm_jax.training.judge_task import JudgeTask
 
     return JudgeTask(config, report)
-
-
-def task_files(config: TrainConfig) -> dict[str, str | Path]:
-    """Files beside the data that a run's result depends on, by what they are for."""
-    judge = config.policy.judge
-    if config.task != "policy" or judge is None or judge.template is None or not Path(judge.template).is_file():
-        return {}
-    return {"policy.judge.template": judge.template}
