@@ -30,7 +30,7 @@ from rrm_jax.training.config import TrainConfig
 
 _GIB = 2**30
 TINY = "tiny"
-"""A model of 10,000 parameters in place of one of the reader's own."""
+"""A model of 23,000 parameters in place of one of the reader's own."""
 
 
 class Row(NamedTuple):

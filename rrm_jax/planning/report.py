@@ -169,6 +169,8 @@ def changes(plan: Plan, peak: Footprint) -> Iterator[tuple[int, str]]:
         if (many := rows_per_device(plan)) > 1:
             tokens = plan.micro_batch[0] // many * plan.micro_batch[1]
             yield holds["temporaries"] * (many - 1) // many, f"pack.micro_batch_tokens={tokens} (a row a device), about"
+    if plan.topology.platform == "cpu":  # more devices share the same memory
+        return
     spread = sum(holds.get(name, 0) for name in ("parameters", "optimiser", "gradients", *_COLUMNS["copies"]))
     yield spread // 2, f"twice as many devices on fsdp ({2 * mesh['fsdp']})"
 

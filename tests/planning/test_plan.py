@@ -225,9 +225,12 @@ def test_the_plan_of_a_policy_says_that_its_judge_is_left_out(home):
 def test_a_plan_for_this_machine_has_no_seconds(home):
     config = config_of(home)
     made = search.analytic_plan(config, decoder_of(config, None), topology("cpu:8", compiling=False))
+    tiny_slice = search.analytic_plan(config, made.decoder, slice_of_cpus())
     text = "\n".join(report.lines(made))
     assert "Seconds are not estimated" in text
     assert "tokens/s" not in text
+    assert not any("as many devices" in change for _, change in report.changes(made, made.peak))
+    assert any("as many devices" in change for _, change in report.changes(tiny_slice, tiny_slice.peak))
     assert 8 * made.topology.usable <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with pytest.raises(RrmError, match=r"begun in this process with 8 CPU device\(s\)"):
         topology("cpu:9")
