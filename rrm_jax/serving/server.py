@@ -31,7 +31,7 @@ def serve(
     sys.setswitchinterval(_SWITCH_SECONDS)
     config = uvicorn.Config(
         app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=max(1, round(grace)),
-        backlog=2048, lifespan="on",
+        backlog=2048, lifespan="on", timeout_keep_alive=75,  # above the usual minute of clients and proxies
     )  # fmt: skip
     server = uvicorn.Server(config)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # a client that goes is no error

@@ -32,10 +32,11 @@ NAME = "tiny"
 PAIR = {"query": "1 + 1?", "response_1": "2", "response_2": "a longer one: 3"}
 
 
-def write_model(directory: Path) -> Path:
-    """Random weights, characters as tokens, the quickstart's template."""
+def write_model(directory: Path, **shape: int) -> Path:
+    """Random weights, characters as tokens, the quickstart's template. `shape` changes that of `tiny_config`."""
     vocabulary = write_word_tokenizer(directory, [*string.printable, *world.WORDS[10:]])
-    write_hf_checkpoint(directory, tiny_config(vocab_size=vocabulary + vocabulary % 2, max_positions=512))
+    config = tiny_config(vocab_size=vocabulary + vocabulary % 2, max_positions=512, **shape)
+    write_hf_checkpoint(directory, config)
     (directory / "judge_template.toml").write_text(world.TEMPLATE, encoding="utf-8")
     return directory
 
