@@ -103,10 +103,9 @@ class Offline:
         )
 
     def speed(self, times: int) -> tuple[float, float]:
-        """Tokens a second, and a CPU second, of all requests so many times over."""
-        tokens, started, cpu = 0, time.perf_counter(), time.process_time()
-        for _ in range(times):
-            tokens += sum(len(completion.token_ids) for completion in self.sampler.generate(self.requests))
+        """Tokens a second, and a CPU second, of all requests so many times over, in one call."""
+        started, cpu = time.perf_counter(), time.process_time()
+        tokens = sum(len(completion.token_ids) for completion in self.sampler.generate(self.requests * times))
         return tokens / (time.perf_counter() - started), tokens / (time.process_time() - cpu)
 
 
@@ -244,7 +243,7 @@ def throughput(server: Server, offline: Offline, clients: int, times: int) -> No
         asyncio.run(Load(server, offline, False).run(clients, None, offline.chats))
         quiet = quiet + 1 if compiled == server.metric("rrm_programs_compiled_total") else 0
         compiled = server.metric("rrm_programs_compiled_total")
-    offline.speed(1)
+    offline.speed(times)
     wall, cpu = offline.speed(times)
     tokens, spent, started = server.metric("rrm_tokens_total"), server.cpu, time.perf_counter()
     load = Load(server, offline, False)
