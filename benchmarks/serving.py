@@ -239,7 +239,7 @@ class Load:
 def throughput(server: Server, offline: Offline, clients: int, times: int) -> None:
     chats = offline.chats * times
     quiet, compiled = 0, -1.0
-    while quiet < 3:  # until nothing new is compiled
+    while quiet < 4:  # until nothing new is compiled
         asyncio.run(Load(server, offline, False).run(clients, None, offline.chats))
         quiet = quiet + 1 if compiled == server.metric("rrm_programs_compiled_total") else 0
         compiled = server.metric("rrm_programs_compiled_total")

@@ -54,9 +54,9 @@ def test_from_answers_to_token_ids(real_data: Path, tmp_path: Path):
     stream = PairStream(parts, 5)
     tokenizer = Tokenizer.load(directory)
     shown = Feed(stream, Encode(load_template("default"), tokenizer, 4096, True)).take(16, 24)
-    assert joined(shared) == [f"{pair.id}:{pair.label}:{digest(prompt)}" for pair, prompt in shown]
+    assert joined(shared) == [f"{asked.row.id}:{asked.row.label}:{digest(asked.prompt_ids)}" for asked in shown]
     assert {stream.place(16 + at).part for at in range(24)} == {0, 1, 2}
-    for pair, prompt in shown:
-        text = tokenizer.decode(prompt.ids)
+    for pair, prompt_ids, _ in shown:
+        text = tokenizer.decode(prompt_ids)
         assert 0 <= text.find(pair.query) < text.find(pair.response_1) or not pair.response_1
         assert text.find(pair.response_1) <= text.rfind(pair.response_2)
