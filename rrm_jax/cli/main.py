@@ -34,7 +34,6 @@ _app = typer.Typer(
     help="Reward Reasoning Models in JAX: judge, rank and train on verdicts alone.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode=None,
 )
 
