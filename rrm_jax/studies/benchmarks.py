@@ -76,12 +76,17 @@ class Judged:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
+    """`results` has every score that is shown, `judged` what they rest on, both by benchmark and then by judge;
+    `left_out` names the benchmarks whose data are not here."""
+
     results: tuple[Result, ...]
     judged: tuple[Judged, ...]
     left_out: tuple[str, ...]
 
 
 def find(config: BenchmarksConfig, session: Session) -> Found:
+    """Has every judge judge every benchmark whose data are here, and scores them as published. RrmError where none is
+    here."""
     loaded: dict[str, Loaded] = {}
     for name, asked in config.benchmarks.items():
         if Path(asked.data).exists():
@@ -151,6 +156,8 @@ def _compare(config: BenchmarksConfig, of: Loaded, one: Verdicts, other: Verdict
 
 
 def report(config: BenchmarksConfig, found: Found, seeds: Sequence[int]) -> Report:
+    """The scores of each benchmark, what they rest on, and others' published ones. `seeds` are those that `found` was
+    pooled over."""
     names = list(dict.fromkeys(one.benchmark for one in found.results))
     known = {name: benchmark_of(config.benchmarks[name].benchmark or name) for name in names}
     tables = [*(_scores(found, name) for name in names), _counts(found)]

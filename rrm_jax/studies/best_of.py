@@ -38,6 +38,7 @@ class Way:
 
     @property
     def family(self) -> str:
+        """The strategy without its settings: "knockout" of "knockout:votes=3"."""
         return self.strategy.split(":")[0]
 
 
@@ -51,6 +52,7 @@ class Bounds:
 
 
 def parse_correct(row: dict[str, Any]) -> Candidates:
+    """Candidates of which it is known which are right; RowError where it is not."""
     found = parse_candidates(row)
     if found.correct is None:
         raise RowError("field 'correct' is missing: which of the responses are right must be known here")
@@ -101,6 +103,7 @@ def ways(
 
 
 def bounds(rows: Sequence[Candidates], seed: int = 0, resamples: int = RESAMPLES) -> Bounds:
+    """With bootstrap intervals over the rows, whose `correct` must be known (`parse_correct`)."""
     right = [np.array(row.correct or (), float) for row in rows]
     return Bounds(
         bootstrap_interval([one.mean() for one in right], seed, resamples),

@@ -60,6 +60,8 @@ class Reliability:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
+    """`reliability` has one or two measures of each judge (see `find`); `counts` are by judge."""
+
     pairs: Total
     reliability: tuple[Reliability, ...]
     counts: dict[str, Counts]
@@ -118,6 +120,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def find(config: CalibrationConfig, session: Session) -> Found:
+    """The share of votes is measured of judges with several votes, the probability of those with constrain_verdict."""
     pairs = session.pairs(config.pairs, config.limit)
     found: list[Reliability] = []
     counts: dict[str, Counts] = {}
@@ -134,6 +137,7 @@ def find(config: CalibrationConfig, session: Session) -> Found:
 
 
 def report(config: CalibrationConfig, of: Found, seeds: Sequence[int]) -> Report:
+    """Calibration errors and bins, and a reliability diagram. `seeds` are those that `found` was pooled over."""
     found = of.reliability
     return Report(
         "Can a judge's sureness be believed?",
@@ -173,6 +177,7 @@ def _overall(found: Sequence[Reliability]) -> list[list[str]]:
 
 
 def filled(one: Reliability) -> list[Bin]:
+    """The bins that hold a pair."""
     return [of for of in one.bins if of.right.n]
 
 

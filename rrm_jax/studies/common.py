@@ -66,6 +66,8 @@ class Session:
         return rows
 
     def pairs(self, path: str, limit: int | None) -> list[Pair]:
+        """The first `limit` labelled pairs of a JSONL file (None: all). Malformed rows, unlabelled ones among them, are
+        skipped."""
         return self.read(path, parse_labelled_pair, limit)
 
 
@@ -79,7 +81,7 @@ def mean_credit(judgment: Judgment) -> float:
     return sum(credit(vote, judgment.pair) for vote in judgment.votes) / len(judgment.votes)
 
 
-def each_vote(judgments: Iterable[Judgment]) -> Iterator[tuple[Vote, Pair]]:
+def _each_vote(judgments: Iterable[Judgment]) -> Iterator[tuple[Vote, Pair]]:
     for judgment in judgments:
         for vote in judgment.votes:
             yield vote, judgment.pair
@@ -98,11 +100,13 @@ class Counts:
 
     @property
     def tokens_a_vote(self) -> float:
+        """Mean tokens written; 0 without votes."""
         return self.tokens / self.votes if self.votes else 0.0
 
 
 def counts_of(judgments: Iterable[Judgment]) -> Counts:
-    votes = [vote for vote, _ in each_vote(judgments)]
+    """Sums over all votes of the judgments."""
+    votes = [vote for vote, _ in _each_vote(judgments)]
     return Counts(
         votes=len(votes),
         invalid=sum(vote.verdict is None for vote in votes),

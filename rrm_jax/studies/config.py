@@ -66,6 +66,8 @@ class JudgingConfig(StudyConfig):
 
 
 class BenchmarkConfig(Config):
+    """A benchmark, and how its items are judged."""
+
     benchmark: str | None = None
     """As `rrm eval` names it; without it, the name that it stands under."""
     data: str
@@ -82,6 +84,8 @@ class BenchmarkConfig(Config):
 
 
 class BenchmarksConfig(JudgingConfig):
+    """The studies "benchmarks" and "transfer": published benchmarks, by every judge."""
+
     title: str = "How good is the judge?"
     benchmarks: dict[str, BenchmarkConfig] = Field(min_length=1)
     """By the names that are shown: those of `rrm eval --list`, or any with `benchmark`."""
@@ -95,6 +99,7 @@ class BenchmarksConfig(JudgingConfig):
         return self
 
     def files(self) -> dict[str, str]:
+        """Every file below each benchmark's path, as BENCHMARK.PATH; none where that is not here."""
         found: dict[str, str] = {}
         for name, one in self.benchmarks.items():
             path = Path(one.data)
@@ -104,6 +109,8 @@ class BenchmarksConfig(JudgingConfig):
 
 
 class ReasoningConfig(JudgingConfig):
+    """The studies "reasoning" and "base-models": judges on the same pairs, each against the baseline."""
+
     title: str = "Does thinking help?"
     pairs: str
     """JSONL {id, query, response_1, response_2, label}; each is judged in both orders."""
@@ -121,10 +128,13 @@ class ReasoningConfig(JudgingConfig):
         return self
 
     def files(self) -> dict[str, str]:
+        """As `StudyConfig` has it."""
         return {"pairs": self.pairs}
 
 
 class ScalingConfig(JudgingConfig):
+    """The study "test-time-compute": more votes a pair, and more comparisons a query."""
+
     pairs: str
     """JSONL pairs with labels, for voting."""
     candidates: str
@@ -148,10 +158,13 @@ class ScalingConfig(JudgingConfig):
         return self
 
     def files(self) -> dict[str, str]:
+        """As `StudyConfig` has it."""
         return {"pairs": self.pairs, "candidates": self.candidates}
 
 
 class ThinkingBudgetConfig(JudgingConfig):
+    """The study "thinking-budget": verdicts that are forced after so many tokens."""
+
     pairs: str
     """JSONL pairs with labels; each is judged in both orders."""
     votes: int = Field(1, ge=1)
@@ -168,6 +181,7 @@ class ThinkingBudgetConfig(JudgingConfig):
         return self
 
     def files(self) -> dict[str, str]:
+        """As `StudyConfig` has it."""
         return {"pairs": self.pairs}
 
 
@@ -190,6 +204,8 @@ WORDS: dict[str, tuple[str, ...]] = {
 
 
 class SourceConfig(Config):
+    """A file of traces, and which of them are meant."""
+
     path: str
     """Judged rows (`rrm judge`), a verdict store (OUT.votes.jsonl), or a training run's traces.jsonl."""
     model: str | None = None
@@ -200,6 +216,8 @@ class SourceConfig(Config):
 
 
 class PatternsConfig(StudyConfig):
+    """The study "patterns": what traces say, and how different they are."""
+
     traces: dict[str, SourceConfig] = Field(min_length=1)
     """By the names that are shown."""
     words: dict[str, tuple[str, ...]] = WORDS
@@ -220,10 +238,13 @@ class PatternsConfig(StudyConfig):
         return self
 
     def files(self) -> dict[str, str]:
+        """As `StudyConfig` has it."""
         return {f"traces.{name}": source.path for name, source in self.traces.items()}
 
 
 class GamesConfig(Config):
+    """A log of games, and which of them are meant."""
+
     path: str
     """A games log of `rrm rank` (OUT.games.jsonl), or games.jsonl of the study of test-time compute."""
     judge: str | None = None
@@ -233,21 +254,27 @@ class GamesConfig(Config):
 
 
 class IntransitivityConfig(StudyConfig):
+    """The study "intransitivity": cycles in recorded games. Nothing is judged."""
+
     games: dict[str, GamesConfig] = Field(min_length=1)
     """By the names that are shown. A round robin's say most: every pair has met."""
     candidates: str | None = None
     """JSONL {id, query, responses, correct} of the games' queries, to see what cycles cost in right picks."""
 
     def files(self) -> dict[str, str]:
+        """As `StudyConfig` has it."""
         games = {f"games.{name}": source.path for name, source in self.games.items()}
         return games | ({} if self.candidates is None else {"candidates": self.candidates})
 
 
 class DynamicsConfig(StudyConfig):
+    """The study "dynamics": the curves of training runs. Nothing is judged."""
+
     runs: dict[str, str] = Field(min_length=1)
     """Directories of `rrm train`, by the names that are shown."""
 
     def files(self) -> dict[str, str]:
+        """The runs' metrics.jsonl."""
         return {f"runs.{name}": f"{run}/metrics.jsonl" for name, run in self.runs.items()}
 
 
@@ -311,6 +338,8 @@ class PosttrainConfig(StudyConfig):
 
 
 class CostConfig(JudgingConfig):
+    """The study "cost": every strategy with every number of votes and every budget."""
+
     candidates: str
     """JSONL {id, query, responses, correct}, for tournaments."""
     strategies: tuple[str, ...] = ("knockout", "swiss", "adaptive", "round-robin")
@@ -331,10 +360,13 @@ class CostConfig(JudgingConfig):
         return self
 
     def files(self) -> dict[str, str]:
+        """As `StudyConfig` has it."""
         return {"candidates": self.candidates}
 
 
 class CalibrationConfig(JudgingConfig):
+    """The study "calibration": how sure a judge is against how often it is right."""
+
     pairs: str
     """JSONL pairs with labels."""
     votes: int = Field(16, ge=1)
@@ -349,4 +381,5 @@ class CalibrationConfig(JudgingConfig):
         return self
 
     def files(self) -> dict[str, str]:
+        """As `StudyConfig` has it."""
         return {"pairs": self.pairs}

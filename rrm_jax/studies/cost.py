@@ -28,6 +28,8 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
+    """`settings` are judge by judge, in the configuration's order: budgets, strategies, votes."""
+
     queries: Total
     settings: tuple[Setting, ...]
     bounds: Bounds
@@ -56,6 +58,7 @@ def front(settings: Sequence[Setting]) -> list[bool]:
 
 
 def find(config: CostConfig, session: Session) -> Found:
+    """Plays every setting; a comparison that several of them ask for is judged once."""
     rows = session.read(config.candidates, parse_correct, config.limit)
     found: list[Setting] = []
     for name, judge in config.judges.items():
@@ -70,6 +73,7 @@ def find(config: CostConfig, session: Session) -> Found:
 
 
 def report(config: CostConfig, found: Found, seeds: Sequence[int]) -> Report:
+    """Settings by cost, and the frontier of accuracy against tokens. `seeds` are those that `found` was pooled over."""
     limits = found.bounds
     return Report(
         "What does accuracy cost?",

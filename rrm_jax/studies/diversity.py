@@ -84,6 +84,8 @@ def cluster(units: np.ndarray, distance: float) -> list[int]:
 def diversity(
     texts: Sequence[str], questions: Sequence[str], ngram: int, distance: float, unit: Unit = "word"
 ) -> Diversity:
+    """Of `texts` in n-grams of `ngram` words or characters; `questions[i]` says what text i is about. Clusters are
+    within the cosine distance `distance`."""
     units = vectors(texts, ngram, unit)
     members: dict[str, list[int]] = {}
     for at, question in enumerate(questions):

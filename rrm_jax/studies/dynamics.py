@@ -51,6 +51,8 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
+    """`runs` in the configuration's order; `curves` by run and metric."""
+
     runs: tuple[Run, ...]
     curves: tuple[Curve, ...]
 
@@ -78,6 +80,7 @@ def compute(logs: dict[str, TrainingLog], panels: Panels = PANELS) -> list[Curve
 
 
 def find(config: DynamicsConfig, session: Session) -> Found:
+    """Reads the runs' own files; a run may still be going on."""
     logs = {name: read_training_log(Path(path)) for name, path in config.runs.items()}
     curves = compute(logs)
     runs = [Run(name, log.step, int(log.settings.get("steps", 0)), learned(name, curves)) for name, log in logs.items()]
@@ -93,6 +96,8 @@ def learned(name: str, curves: Sequence[Curve]) -> Interval | None:
 
 
 def report(config: DynamicsConfig, found: Found, seeds: Sequence[int]) -> Report:
+    """The first, largest and last value of every curve, and the curves. `seeds` are those that `found` was pooled
+    over."""
     return Report(
         "How do judges change in training?",
         "; ".join(f"{one.name}: step {one.step} of {one.steps}" for one in found.runs) + ".",

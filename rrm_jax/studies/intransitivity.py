@@ -57,6 +57,8 @@ class Cycles:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
+    """One entry for each log of games."""
+
     games: tuple[Cycles, ...]
 
 
@@ -152,6 +154,7 @@ def _points(games: Sequence[tuple[int, int, float]]) -> np.ndarray:
 
 
 def find(config: IntransitivityConfig, session: Session) -> Found:
+    """Counts cycles in recorded games. RrmError for candidates that do not fit the games."""
     correct = None
     if config.candidates is not None:
         rows = session.read(config.candidates, parse_correct, None)
@@ -165,6 +168,7 @@ def find(config: IntransitivityConfig, session: Session) -> Found:
 
 
 def report(config: IntransitivityConfig, of: Found, seeds: Sequence[int]) -> Report:
+    """Cycles, and what they cost in right picks where that is known. `seeds` are those that `found` was pooled over."""
     found = of.games
     tables = [Table("Cycles", _cycles(found))]
     if config.candidates is not None:

@@ -32,6 +32,9 @@ class Category:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
+    """`words` are those of all traces, `tokens` the mean of a trace; `categories` are of all traces, `diversity` of
+    those that were drawn for it."""
+
     name: str
     traces: Total
     words: Total
@@ -42,6 +45,8 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
+    """One entry for each source of traces."""
+
     sources: tuple[Source, ...]
 
 
@@ -65,6 +70,8 @@ def compute(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Source:
+    """`words` are by category, each matched whole and in any case; `diversity` is of `most` traces that `seed` draws.
+    Traces without text count for the words, but not for the diversity."""
     total = sum(len(trace.text.split()) for trace in traces)
     categories = []
     for category, listed in words.items():
@@ -95,6 +102,7 @@ def drawn(traces: Sequence[Trace], most: int, seed: int) -> list[Trace]:
 
 
 def find(config: PatternsConfig, session: Session) -> Found:
+    """Reads the traces and counts; nothing is judged."""
     sources = []
     for name, source in config.traces.items():
         traces, skipped = read_traces(source.path, session.report, source.settings, source.model)
@@ -110,6 +118,7 @@ def find(config: PatternsConfig, session: Session) -> Found:
 
 
 def report(config: PatternsConfig, found: Found, seeds: Sequence[int]) -> Report:
+    """Keywords and diversity of each source. `seeds` are those that `found` was pooled over."""
     sources = found.sources
     return Report(
         "How do judges think?",

@@ -45,6 +45,8 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
+    """`runs` in the configuration's order; `curves` by run and metric."""
+
     runs: tuple[Trained, ...]
     curves: tuple[Curve, ...]
     pairs: dict[str, float]
@@ -52,6 +54,8 @@ class Found:
 
 
 def find(config: PosttrainConfig, session: Session) -> Found:
+    """Trains what is not trained yet, in the order: runs that come before, pairs, runs. Goes on where a killed study
+    stopped."""
     for name, run in config.before.items():
         _finish(name, run, config, session)
     counts: dict[str, float] = {}
@@ -93,6 +97,7 @@ def _trained(name: str, steps: int, curves: Sequence[Curve]) -> Trained:
 
 
 def report(config: PosttrainConfig, found: Found, seeds: Sequence[int]) -> Report:
+    """Held-out accuracy before and after each run, and the curves. `seeds` are those that `found` was pooled over."""
     rows = [["run", "steps", "before", "after", "points"]]
     rows += [
         [one.name, str(one.steps), percent(one.before), percent(one.after), points(one.gain)] for one in found.runs

@@ -87,6 +87,7 @@ def _score(name: str, judgments: Sequence[Judgment], credits: list[float], seed:
 
 
 def find(config: ReasoningConfig, session: Session) -> Found:
+    """Has every judge judge all pairs in both orders, and tests each against the baseline."""
     pairs = session.pairs(config.pairs, config.limit)
     judged = {
         name: session.judged(session.judge(name, judge, votes=config.votes, order="both"), pairs)
@@ -96,6 +97,7 @@ def find(config: ReasoningConfig, session: Session) -> Found:
 
 
 def report(config: ReasoningConfig, found: Found, seeds: Sequence[int]) -> Report:
+    """Scores, tests and published numbers. `seeds` are those that `found` was pooled over."""
     return Report(
         config.title,
         f"{found.scores[0].accuracy.n} labelled pairs, each judged in both orders ({config.votes} vote(s) an order) by "

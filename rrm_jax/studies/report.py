@@ -179,6 +179,8 @@ def spread(intervals: Sequence[Interval], scale: float = 100) -> tuple[list[floa
 
 
 def finish(axes: Any, title: str, x: str, y: str) -> None:
+    """Titles, labels and grid as all studies' figures have them, on matplotlib `Axes`. `title` is shown as text, never
+    as maths."""
     axes.set_title(title, fontsize=10, parse_math=False)
     axes.set_xlabel(x)
     axes.set_ylabel(y)

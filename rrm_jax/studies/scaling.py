@@ -84,6 +84,7 @@ class Found:
 
 
 def find(config: ScalingConfig, session: Session) -> Found:
+    """Votes on the pairs and plays the tournaments; leaves the games in `session.logs["games.jsonl"]`."""
     pairs = session.pairs(config.pairs, config.limit)
     rows = session.read(config.candidates, parse_correct, config.limit)
     entries = [parse_entry(text) for text in config.strategies]
@@ -108,6 +109,8 @@ def find(config: ScalingConfig, session: Session) -> Found:
 
 
 def report(config: ScalingConfig, found: Found, seeds: Sequence[int]) -> Report:
+    """Accuracy by votes and by strategy, tests and published numbers. `seeds` are those that `found` was pooled
+    over."""
     return Report(
         "What does more judging buy?",
         f"Voting on {found.pairs} labelled pairs; the best of up to {found.candidates} candidates for {found.queries} "

@@ -48,6 +48,8 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
+    """`budgets` are judge by judge, the smallest first, without a budget last."""
+
     pairs: Total
     budgets: tuple[Budget, ...]
 
@@ -80,6 +82,7 @@ def compute(
 
 
 def find(config: ThinkingBudgetConfig, session: Session) -> Found:
+    """Has every judge judge all pairs in both orders with every budget."""
     pairs = session.pairs(config.pairs, config.limit)
     budgets = [*sorted(config.budgets), *([None] if config.unbounded else [])]
     found: list[Budget] = []
@@ -93,6 +96,7 @@ def find(config: ThinkingBudgetConfig, session: Session) -> Found:
 
 
 def report(config: ThinkingBudgetConfig, found: Found, seeds: Sequence[int]) -> Report:
+    """Accuracy by budget, tests and published numbers. `seeds` are those that `found` was pooled over."""
     return Report(
         "What does thinking longer buy?",
         f"{found.pairs} labelled pairs in both orders. After the budget thinking is closed and the verdict is written "
