@@ -8,14 +8,16 @@ from rrm_jax.errors import RrmError
 from rrm_jax.ranking.adaptive import Adaptive
 from rrm_jax.ranking.rating import Rating
 from rrm_jax.ranking.stopping import Stop
-from rrm_jax.ranking.strategies import Knockout, RandomOpponents, RoundRobin, Strategy, Swiss
+from rrm_jax.ranking.strategies import Knockout, RoundRobin, Strategy
+from rrm_jax.registry import find
 
-STRATEGIES: dict[str, type] = {
-    "round-robin": RoundRobin,
-    "random": RandomOpponents,
-    "knockout": Knockout,
-    "swiss": Swiss,
-    "adaptive": Adaptive,
+# A new strategy is a frozen dataclass (see `Strategy`) in a module of its own, and a line here.
+STRATEGIES = {
+    "round-robin": "rrm_jax.ranking.strategies:RoundRobin",
+    "random": "rrm_jax.ranking.strategies:RandomOpponents",
+    "knockout": "rrm_jax.ranking.strategies:Knockout",
+    "swiss": "rrm_jax.ranking.strategies:Swiss",
+    "adaptive": "rrm_jax.ranking.adaptive:Adaptive",
 }
 _OWN_MATTER = ("rating", "in_rounds", "prune", "bracket")
 
@@ -45,9 +47,7 @@ def parse_entry(
     other ends; `tokens` likewise. Raises RrmError for an unknown name, key or value.
     """
     name, *options = text.split(":")
-    if name not in STRATEGIES:
-        raise RrmError(f"strategy {name!r} is not one of {', '.join(STRATEGIES)}")
-    kind = STRATEGIES[name]
+    kind: type = find(STRATEGIES, name, "strategy")
     types = {field: hint for field, hint in typing.get_type_hints(kind).items() if field not in _OWN_MATTER}
     given: dict[str, Any] = {}
     for option in options:

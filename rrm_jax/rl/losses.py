@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rrm_jax.rl.surrogates import Clip, Surrogate, clipped_ratio
 from rrm_jax.types import Array
 
 Sums = dict[str, jax.Array]
@@ -44,7 +45,7 @@ class PolicyLoss:
     `ratio`: of single tokens, or the geometric mean over a response (GSPO, 2507.18071, eq. 7), which every token of
     it then has. It is clipped to 1 − `clip_low` … 1 + `clip_high`. `kl_coef` × the `kl_estimator` of KL(π ‖ π_ref) is
     added, `entropy_coef` × entropy taken off. `importance_cap`: the policy term is weighed by π_old / π_sampler,
-    this at most, without a gradient (truncated importance sampling); None: it is not.
+    this at most, without a gradient (truncated importance sampling); None: it is not. `surrogate`: see `surrogates.py`.
     """
 
     ratio: Literal["token", "sequence"] = "token"
@@ -54,6 +55,7 @@ class PolicyLoss:
     kl_estimator: Estimator = "k3"
     entropy_coef: float = 0.0
     importance_cap: float | None = None
+    surrogate: Surrogate = clipped_ratio
 
 
 def token_weights(lengths: Array, aggregation: Aggregation, max_new_tokens: int) -> tuple[np.ndarray, float]:
@@ -88,10 +90,10 @@ def kl_estimate(estimator: Estimator, logprob: Array, reference_logprob: Array) 
 def policy_loss(
     how: PolicyLoss, logprob_BC: jax.Array, entropy_BC: jax.Array, batch: PolicyBatch
 ) -> tuple[jax.Array, Sums]:
-    """Σ weight × (−min(ρ A, clip(ρ) A) × importance + β KL − entropy bonus), to be divided by `token_weights`'s number.
+    """Σ weight × (surrogate × importance + β KL − entropy bonus), to be divided by `token_weights`'s number.
 
     The sums hold what metrics need, each summed over tokens: `entropy`; `kl` with a reference; `clip_low`,
-    `clip_high` (1 where the clip stops the gradient); `mismatch` (|trainer's − sampler's| log-probability of the
+    `clip_high` (1 where the surrogate's clip is at work); `mismatch` (|trainer's − sampler's| log-probability of the
     policy that sampled) and `mismatch_kl` (KL(sampler ‖ trainer) by k3); with a cap `importance` and
     `importance_capped`; and `tokens`.
     """
@@ -99,14 +101,13 @@ def policy_loss(
     old = jax.lax.stop_gradient(logprob_BC) if batch.old_logprob is None else batch.old_logprob
     gap = logprob_BC - old
     ratio = jnp.exp(gap if how.ratio == "token" else response_mean(gap, batch.response, mask))
-    clipped = jnp.clip(ratio, 1 - how.clip_low, 1 + how.clip_high)
-    per_token = -jnp.minimum(ratio * advantage, clipped * advantage)
+    per_token, low, high = how.surrogate(ratio, advantage, logprob_BC, Clip(how.clip_low, how.clip_high))
     drift = jnp.where(mask > 0, old - batch.sampler_logprob, 0)
     drawn = {
         "tokens": mask,
         "entropy": entropy_BC,
-        "clip_low": (ratio < 1 - how.clip_low) & (advantage < 0),
-        "clip_high": (ratio > 1 + how.clip_high) & (advantage > 0),
+        "clip_low": low,
+        "clip_high": high,
         "mismatch": jnp.abs(drift),
         "mismatch_kl": jnp.exp(drift) - drift - 1,
     }

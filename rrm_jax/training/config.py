@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rrm_jax.config import Config
 from rrm_jax.training.policy_config import DPOConfig, PolicyConfig
@@ -120,6 +120,9 @@ class GRPOConfig(Config):
     tokens divided by `rollout.max_new_tokens`, then the mean over responses."""
     ratio: Literal["token", "sequence"] = "token"
     """Of single tokens, or the geometric mean over the response."""
+    surrogate: str = "clip"
+    """What the loss makes of ratio and advantage, one of `SURROGATES`: "clip" is GRPO's; "cispo" clips a token's
+    weight and keeps its gradient (2506.13585)."""
     clip_low: float = Field(0.2, gt=0, lt=1)
     clip_high: float = Field(0.2, gt=0)
     """The ratio is clipped to 1 − clip_low … 1 + clip_high."""
@@ -143,6 +146,13 @@ class GRPOConfig(Config):
     def _expand(cls, given: Any) -> Any:
         return VARIANTS.get(given.get("variant", "grpo"), {}) | given if isinstance(given, dict) else given
 
+    @field_validator("surrogate")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in SURROGATES:
+            raise ValueError(f"there are {', '.join(SURROGATES)}")
+        return name
+
     @model_validator(mode="after")
     def _check(self):
         if self.kl_in == "loss" and self.kl_estimator == "k1" and self.kl_coef:
@@ -159,6 +169,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # 2503.14476; its over-long penalty is `reward.overlong_tokens`.
     "dapo": {"clip_high": 0.28, "aggregation": "token", "dynamic_sampling": True, "kl_coef": 0.0},
     "gspo": {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},  # 2507.18071, §5.1
+}
+
+
+SURROGATES = {
+    "clip": "rrm_jax.rl.surrogates:clipped_ratio",
+    "cispo": "rrm_jax.rl.surrogates:clipped_weight",
 }
 
 

@@ -15,10 +15,11 @@ import numpy as np
 
 from rrm_jax.models.config import DecoderConfig
 from rrm_jax.models.decoder import Options, Params
+from rrm_jax.registry import find
 from rrm_jax.rl.logprobs import Sequences, completion_scores
 from rrm_jax.rl.losses import PolicyBatch, PolicyLoss, kl_estimate, policy_loss, token_weights
 from rrm_jax.training.batches import MicroBatch
-from rrm_jax.training.config import TrainConfig
+from rrm_jax.training.config import SURROGATES, TrainConfig
 from rrm_jax.training.evaluate import Evaluator
 from rrm_jax.training.experience import Experience, ask_of, check_version, spread_over
 from rrm_jax.training.learner_programs import Loss
@@ -105,6 +106,7 @@ def loss_of(config: TrainConfig, decoder: DecoderConfig, options: Options) -> Lo
         kl_estimator=grpo.kl_estimator if grpo.kl_in == "loss" else "k3",
         entropy_coef=grpo.entropy_coef,
         importance_cap=grpo.importance_cap,
+        surrogate=find(SURROGATES, grpo.surrogate, "grpo.surrogate"),
     )
 
     def loss(model: Params, batch: Batch):

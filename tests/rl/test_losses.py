@@ -18,6 +18,7 @@ from rrm_jax.rl.losses import (
     token_weights,
 )
 from rrm_jax.rl.rewards import consistency_reward, overlong_penalty, verdict_reward
+from rrm_jax.rl.surrogates import clipped_weight
 
 LIMIT = 9
 GRPO = PolicyLoss(kl_coef=0.05)
@@ -30,13 +31,15 @@ VARIANTS = {
     "gspo": (PolicyLoss(ratio="sequence", clip_low=0.05, clip_high=0.08), "sequence"),
     "entropy bonus": (PolicyLoss(entropy_coef=0.1), "token"),
     "truncated importance": (PolicyLoss(importance_cap=1.1), "sequence"),
+    "cispo": (PolicyLoss(clip_low=0.3, clip_high=0.2, surrogate=clipped_weight), "token"),
     "everything": (PolicyLoss("sequence", 0.1, 0.2, 0.05, "k2", 0.1, 1.2), "constant"),
 }
 
 
 @dataclasses.dataclass
 class Response:
-    """One response's numbers, float64, one for each of its tokens (but the advantage)."""
+    """One response's numbers, float64, one for each of its tokens (but the advantage). `held`: the log-probabilities of
+    weights that no gradient goes through; None: its own."""
 
     advantage: float
     logprob: np.ndarray
@@ -44,6 +47,7 @@ class Response:
     old: np.ndarray
     reference: np.ndarray
     sampler: np.ndarray
+    held: np.ndarray | None = None
 
 
 def responses(seed: int = 0, count: int = 7) -> list[Response]:
@@ -69,6 +73,10 @@ def by_the_formulas(how: PolicyLoss, aggregation: str, given: list[Response]) ->
             ratio = sequence_ratio if how.ratio == "sequence" else np.exp(one.logprob[t] - one.old[t])
             clipped = min(max(ratio, 1 - how.clip_low), 1 + how.clip_high)
             term = -min(ratio * one.advantage, clipped * one.advantage)
+            if how.surrogate is clipped_weight:  # 2506.13585, eq. 4 and 5
+                held = one.logprob if one.held is None else one.held
+                weight = min(max(np.exp(held[t] - one.old[t]), 1 - how.clip_low), 1 + how.clip_high)
+                term = -weight * one.advantage * one.logprob[t]
             if how.importance_cap is not None:
                 term *= min(np.exp(one.old[t] - one.sampler[t]), how.importance_cap)
             d = one.reference[t] - one.logprob[t]
@@ -151,7 +159,7 @@ def _slope(how, aggregation, given, index, name, t, step=1e-6):
         moved = [dataclasses.replace(one) for one in given]
         values = getattr(given[index], name).copy()
         values[t] += sign * step
-        moved[index] = dataclasses.replace(given[index], **{name: values})
+        moved[index] = dataclasses.replace(given[index], held=given[index].logprob, **{name: values})
         ends.append(by_the_formulas(how, aggregation, moved))
     return (ends[0] - ends[1]) / (2 * step)
 

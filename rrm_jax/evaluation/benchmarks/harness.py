@@ -4,6 +4,7 @@ Scoring is a pure function of items, verdicts and a policy. What was never judge
 """
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,6 @@ from rrm_jax.data.snapshot import Snapshot, open_snapshot
 from rrm_jax.data.table_files import ENDINGS, TableFile
 from rrm_jax.data.verifiers import Outcome
 from rrm_jax.errors import RrmError
-from rrm_jax.evaluation.benchmarks import (
-    answers,
-    arena_hard,
-    best_of_n,
-    judgebench,
-    llmbar,
-    pairs,
-    pandalm,
-    ppe,
-    rewardbench,
-    rewardbench2,
-    rm_bench,
-)  # fmt: skip
 from rrm_jax.evaluation.benchmarks.base import (
     Ballot,
     Benchmark,
@@ -44,17 +32,34 @@ from rrm_jax.evaluation.benchmarks.base import (
 )  # fmt: skip
 from rrm_jax.evaluation.benchmarks.scores import COUNTS, Difference, Score, Table, differences, evaluate
 
-BENCHMARKS: dict[str, Benchmark] = {
-    benchmark.name: benchmark
-    for benchmark in (
-        rewardbench.BENCHMARK, rewardbench2.BENCHMARK, pandalm.BENCHMARK, llmbar.BENCHMARK, judgebench.BENCHMARK,
-        rm_bench.BENCHMARK, *ppe.BENCHMARKS, best_of_n.BENCHMARK, pairs.BENCHMARK,
-        arena_hard.BENCHMARK, *answers.BENCHMARKS,
-    )
-}  # fmt: skip
+# A new benchmark is a module here with a `BENCHMARK` (or several, `BENCHMARKS`), and its name in this list.
+MODULES = [
+    "rewardbench",
+    "rewardbench2",
+    "pandalm",
+    "llmbar",
+    "judgebench",
+    "rm_bench",
+    "ppe",
+    "best_of_n",
+    "pairs",
+    "arena_hard",
+    "answers",
+]
+
+
+def declared(module: str) -> dict[str, Benchmark]:
+    """A module's benchmarks by their names."""
+    found = importlib.import_module(f"rrm_jax.evaluation.benchmarks.{module}")
+    several = found.BENCHMARKS if hasattr(found, "BENCHMARKS") else (found.BENCHMARK,)
+    return {benchmark.name: benchmark for benchmark in several}
+
+
+BENCHMARKS = {name: benchmark for module in MODULES for name, benchmark in declared(module).items()}
 
 
 def benchmark_of(name: str) -> Benchmark:
+    """By the name that `rrm eval` takes; RrmError, with all names, for another."""
     if name not in BENCHMARKS:
         raise RrmError(f"there is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]
@@ -72,6 +77,7 @@ class Loaded:
     files: Mapping[str, Path]
 
     def notes(self) -> list[str]:
+        """What a reader of the scores must know of the rows: lines for people."""
         lines = [f"{group}: {there} of the {all} published rows" for group, (there, all) in self.missing.items()]
         return lines + ([f"{self.skipped} unusable row(s) were passed over"] if self.skipped else [])
 
