@@ -33,6 +33,8 @@ class Left:
         self._examples: list[str] = []
 
     def add(self, row: RawRow, reason: Reason | None) -> None:
+        """Counts a row; `reason` is why it was left out, None where it was kept. Rows without a record are counted
+        apart."""
         name = reason.name if reason else "kept"
         if row.record is None:
             self.reasons[name] += 1
@@ -56,6 +58,7 @@ class Left:
                 )
 
     def print(self, console: Console) -> None:
+        """The counts as tables, with some examples of contamination. Texts of the rows are shown escaped."""
         console.print(f"rows: {self.rows}; kept: {share(self.kept, self.rows)}")
         table = make_table("left out", "rows", "share")
         for name in self.names:

@@ -42,6 +42,7 @@ class Tokens:
         self.rows = self.prompts = self.cut = 0
 
     def add(self, record: Record) -> None:
+        """A pair's prompt is measured as the judge would be shown it; responses without their thinking."""
         self.rows += 1
         if isinstance(record, Pair):
             fitted = self.view.fit(record)
@@ -56,6 +57,7 @@ class Tokens:
             self.fields["responses"].add(len(encode(strip_thinking(response))))
 
     def cut_line(self) -> str:
+        """How many prompts do not fit, as a line for people."""
         most = self.view.max_prompt_tokens
         return f"cut to fit {most} tokens: {share(self.cut, self.prompts)} of {self.prompts} prompts"
 

@@ -34,6 +34,7 @@ class Difficulty:
         self._sources[pair.source][right] += 1
 
     def keeps(self, pair_id: str) -> bool:
+        """Whether enough, and not too many, of the votes counted for this pair are right."""
         return self._kept(self._right[pair_id])
 
     def lines(self) -> list[str]:

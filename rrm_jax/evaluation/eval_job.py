@@ -30,6 +30,7 @@ class Job:
     resamples: int = 2000
 
     def path(self, ending: str) -> Path:
+        """The results' path with this ending. ValueError for a job without `out`."""
         if self.out is None:
             raise ValueError("a job without out has no files")
         return self.out.with_name(self.out.name + ending)
@@ -64,6 +65,7 @@ class Picking:
     invalid: Literal["random", "draw"] = "random"
 
     def entry(self) -> "Entry":
+        """What is to be played. RrmError for a strategy that asks for several votes a comparison."""
         from rrm_jax.ranking.entry import parse_entry  # brings JAX, which files of verdicts need not wait for
 
         entry = parse_entry(self.strategy, rating=self.rating, stop=self.stop, budget=self.budget)
@@ -72,6 +74,7 @@ class Picking:
         return entry
 
     def settings(self) -> dict[str, Any]:
+        """What is written down of it with the results, JSON."""
         ranking = dataclasses.asdict(self)
         invalid = ranking.pop("invalid")
         return {"ranking": ranking, "invalid": invalid}

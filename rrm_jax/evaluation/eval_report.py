@@ -106,6 +106,8 @@ def difference_rows(found: Sequence[Difference]) -> Rows:
 
 
 def markdown(title: str, lines: Sequence[str], tables: Sequence[Rows]) -> str:
+    """A page: a list of `lines`, then `tables`, of which the first row is the head; empty ones are left out. Everything
+    is shown escaped, but for the title."""
     parts = [f"# {title}", "", *(f"- {safe(line)}" for line in lines)]
     for rows in filter(None, tables):
         head, *body = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]

@@ -51,6 +51,7 @@ class Evaluated:
 
     @property
     def markdown(self) -> str:
+        """All that is known of it, as one page."""
         return report.markdown(self.loaded.benchmark.name, self._lines(), self._tables())
 
     @property

@@ -21,6 +21,7 @@ class Judged:
         self._first = self._valid = 0
 
     def add(self, row: dict[str, Any]) -> None:
+        """A row as `rrm judge` writes it. Whether both orders were asked is seen from the orders of its votes."""
         votes = row["votes"]
         both = bool(votes) and len(votes) % 2 == 0 and all(
             vote["order"] == ("12", "21")[at % 2] for at, vote in enumerate(votes)
@@ -34,6 +35,7 @@ class Judged:
             self._first += vote["verdict"] == (1 if vote["order"] == "12" else 2)
 
     def lines(self) -> list[str]:
+        """Winners, accuracy where labels are known, and how often the response shown first won."""
         won = self.winners
         lines = [f"winners: response_1 {won[1]}, response_2 {won[2]}, none {won[None]}", *self.summary.lines()]
         return [*lines, position_line(self._first, self._valid)] if self._valid else lines

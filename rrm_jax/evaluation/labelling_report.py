@@ -154,6 +154,7 @@ class Position:
         return 0.5 + self._sum / self.pairs / 2, max(0.0, low), min(1.0, high)
 
     def lines(self) -> list[str]:
+        """The share won by the one shown first, with its interval; or that no pair tells."""
         if not self.pairs:
             return ["position bias: no pair has a valid vote in both orders"]
         won, low, high = self.share()

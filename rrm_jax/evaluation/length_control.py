@@ -56,4 +56,5 @@ def _objective(at_BK: np.ndarray, scores_I: np.ndarray, design_IK: np.ndarray, t
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(−x)), without overflow for any x."""
     return np.exp(-np.logaddexp(0, -x))

@@ -25,6 +25,8 @@ BLUE, ORANGE = "#0072b2", "#d55e00"  # of Okabe and Ito's palette, told apart by
 
 @dataclasses.dataclass(frozen=True)
 class Line:
+    """From (x1, y1) to (x2, y2), in pixels; y grows downwards."""
+
     x1: float
     y1: float
     x2: float
@@ -36,6 +38,9 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Box:
+    """A filled rectangle, in pixels; (x, y) is its upper left corner. `note` is shown when a reader points at it, in
+    HTML alone; `round`: with rounded corners."""
+
     x: float
     y: float
     width: float
@@ -47,6 +52,8 @@ class Box:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
+    """One line of text, in pixels."""
+
     x: float
     y: float  # of the middle of the line
     text: str
@@ -59,12 +66,15 @@ class Text:
 
 @dataclasses.dataclass
 class Drawing:
+    """A picture of so many pixels, below its title. Shapes are drawn in their order, later ones on top."""
+
     title: str
     width: float
     height: float
     shapes: list[Line | Box | Text] = dataclasses.field(default_factory=list)
 
     def add(self, *shapes: Line | Box | Text) -> None:
+        """On top of what is there."""
         self.shapes.extend(shapes)
 
 
@@ -91,7 +101,7 @@ def write_picture(
         raise RrmError(f"{path}: there is no tournament to draw")
 
 
-def charts(tournament: Tournament) -> list[Drawing]:
+def _charts(tournament: Tournament) -> list[Drawing]:
     drawn = [intervals(tournament), matrix(tournament)]
     tree = bracket(tournament)
     return [*drawn, tree] if tree else drawn
@@ -309,7 +319,7 @@ def write_html(
     if len(tournaments) > most:
         page.append(f"<p>Drawn below: the first {most} of {len(tournaments)} queries.</p>")
     for tournament in tournaments[:most]:
-        drawn = "".join(f"<figure>{svg(drawing)}</figure>" for drawing in charts(tournament))
+        drawn = "".join(f"<figure>{svg(drawing)}</figure>" for drawing in _charts(tournament))
         page.append(
             f"<section><h2>Query {_safe(tournament.id, 120)}</h2>{_list(summary_lines([tournament]))}"
             f'<div class="charts">{drawn}</div><details><summary>Candidates</summary><pre>'
@@ -333,7 +343,7 @@ def write_png(path: Path, tournament: Tournament, title: str = "Ranking") -> Non
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawn = charts(tournament)
+    drawn = _charts(tournament)
     facts = [f"Query {shown(tournament.id, 120)}", *(shown(line, 220) for line in summary_lines([tournament]))]
     head = Drawing(shown(title, 100), 0, 30 + 18 * len(facts))
     head.add(*(Text(8, 40 + 18 * at, fact, 11, colour=INK if at == 0 else GREY) for at, fact in enumerate(facts)))

@@ -225,6 +225,7 @@ def table(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
 
 
 def number(value: float) -> str:
+    """With one digit behind the point; a dash for what is not finite."""
     return f"{value:.1f}" if math.isfinite(value) else "–"
 
 

@@ -83,7 +83,7 @@ class Game:
     meeting: int | None
 
 
-def parse_game(row: dict[str, Any]) -> Game:
+def _parse_game(row: dict[str, Any]) -> Game:
     id, i, j, winner = (row.get(key) for key in ("id", "i", "j", "winner"))
     if not isinstance(id, str) or not all(isinstance(x, int) and not isinstance(x, bool) for x in (i, j)):
         raise RowError("a game has id (a string), i and j (whole numbers), and winner")
@@ -105,7 +105,7 @@ class Recorded:
             lambda: collections.defaultdict(list)
         )
         seen: dict[tuple[str, int, int, int], tuple[float, int]] = {}
-        for number, game in Reader(path, parse_game, strict=True):
+        for number, game in Reader(path, _parse_game, strict=True):
             if sizes is not None and game.id not in sizes:
                 raise RrmError(f"{path}:{number}: query {game.id!r} is not among the candidates: another job's log?")
             if sizes is not None and max(game.i, game.j) >= sizes[game.id]:
@@ -130,6 +130,8 @@ class Recorded:
             raise RrmError(f"{path} holds no games")
 
     def ask(self, ids: Sequence[str]) -> Ask:
+        """A judge that gives the recorded verdicts of these queries' games, in the order recorded; `ids[q]` is
+        tournament q's. It raises RrmError when it is asked for a pair that has no game."""
         met: collections.Counter[tuple[str, int, int]] = collections.Counter()
 
         def ask(pairs: Pairs, games: Games, number: int) -> Answers:

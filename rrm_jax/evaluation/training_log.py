@@ -31,25 +31,27 @@ class TrainingLog:
 
     @property
     def step(self) -> int:
+        """The last step that is written down; 0: none yet."""
         return self.train[-1]["step"] if self.train else 0
 
     def series(self, kind: str, name: str) -> tuple[list[int], list[float]]:
         """The steps and the finite values of one metric of the "train" or the "eval" rows."""
         rows = self.train if kind == "train" else self.held_out
-        found = [(row["step"], row[name]) for row in rows if is_number(row.get(name))]
+        found = [(row["step"], row[name]) for row in rows if _is_number(row.get(name))]
         return [step for step, _ in found], [value for _, value in found]
 
     def names(self, kind: str) -> list[str]:
         """The metrics of a kind, in the order in which they first appear."""
         rows = self.train if kind == "train" else self.held_out
-        names = dict.fromkeys(name for row in rows for name in row if is_number(row[name]))
+        names = dict.fromkeys(name for row in rows for name in row if _is_number(row[name]))
         return [name for name in names if name != "step"]
 
     def phases(self) -> list[str]:
+        """What a step's seconds are measured of, by name."""
         return [name.removeprefix("seconds_") for name in self.names("train") if name.startswith("seconds_")]
 
 
-def is_number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -87,7 +89,7 @@ def headline(log: TrainingLog) -> list[str]:
     total = sum(spent.values())
     if total > 0:
         shares = ", ".join(f"{phase} {100 * spent[phase] / total:.0f} %" for phase in spent if spent[phase])
-        lines.append(f"{duration(total)} of steps and evaluations: {shares}")
+        lines.append(f"{_duration(total)} of steps and evaluations: {shares}")
     versions, devices = log.made.get("versions"), log.made.get("devices")
     if isinstance(versions, dict) and isinstance(devices, list):
         kinds = ", ".join(f"{devices.count(kind)} × {kind}" for kind in dict.fromkeys(map(str, devices)))
@@ -120,7 +122,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def duration(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = seconds / 60

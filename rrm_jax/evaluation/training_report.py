@@ -41,14 +41,14 @@ def write_report(runs: Sequence[Path], path: Path) -> None:
         lines = headline(logs[0])[:3] if len(logs) == 1 else []
         _replace(path, draw(logs, [_title(logs), *lines]))
     else:
-        _replace(path, page(logs).encode("utf-8"))
+        _replace(path, _page(logs).encode("utf-8"))
 
 
 def _title(logs: Sequence[TrainingLog]) -> str:
     return "Training: " + " and ".join(log.name for log in logs[:4]) + (" and others" if len(logs) > 4 else "")
 
 
-def page(logs: Sequence[TrainingLog]) -> str:
+def _page(logs: Sequence[TrainingLog]) -> str:
     parts = []
     for log in logs:
         name = f"<p><b>{safe(log.name, 80)}</b></p>" if len(logs) > 1 else ""

@@ -28,7 +28,7 @@ LEVELS = tuple(f"level {number}" for number in range(1, 6))
 _TRIES, _FIRST_LEVEL = 4, 5  # places in a row: the number of tries; then two numbers a level
 
 
-def measure(item: Item, judged: Judged, policy: Policy) -> list[float]:
+def _measure(item: Item, judged: Judged, policy: Policy) -> list[float]:
     """[mean credit, 1, the majority's credit, 1, tries], and [mean credit, 1] at the place of the item's level."""
     assert isinstance(judged, Tries)
     right = [float(one.outcome == Outcome.RIGHT) for one in judged.tries]
@@ -39,7 +39,7 @@ def measure(item: Item, judged: Judged, policy: Policy) -> list[float]:
     return row + [number for level in LEVELS for number in ((credit, 1.0) if level == item.level else (0.0, 0.0))]
 
 
-def tree(table: Table) -> tuple[Node, ...]:
+def _tree(table: Table) -> tuple[Node, ...]:
     groups = tuple(sorted(table.ids))
     parts = tuple(ratio(group, [group]) for group in groups) if len(groups) > 1 else ()
     for at, level in enumerate(LEVELS):
@@ -106,7 +106,7 @@ def _mmlu_pro(row: Row, at: int) -> Item:
 
 
 _GPQA_OPTIONS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
-_ANSWERS: dict[str, Any] = {"kind": "answers", "measure": measure, "tree": tree}
+_ANSWERS: dict[str, Any] = {"kind": "answers", "measure": _measure, "tree": _tree}
 _MATH_500_ROWS = {
     "Algebra": 124, "Counting & Probability": 38, "Geometry": 41, "Intermediate Algebra": 97, "Number Theory": 62,
     "Prealgebra": 82, "Precalculus": 56,

@@ -30,7 +30,7 @@ WIN_RATE, CONTROLLED = "Win rate", "Win rate at equal length"
 _LENGTH = 2  # place in a row: characters of the model's answer minus those of the baseline's
 
 
-def parse(row: Row, at: int) -> Item:
+def _parse(row: Row, at: int) -> Item:
     return Item(id_field({"id": row["uid"]}), text_field(row, "category"), text_field(row, "prompt"), ())
 
 
@@ -42,7 +42,7 @@ def _parse_first(row: Row, at: int) -> Item:
     return Item(id_field({"id": row["question_id"]}), text_field(row, "category"), query, ())
 
 
-def adapt(columns: Sequence[str]) -> Callable[[Row, int], Item] | None:
+def _adapt(columns: Sequence[str]) -> Callable[[Row, int], Item] | None:
     return _parse_first if {"question_id", "category", "turns"} <= {*columns} else None
 
 
@@ -101,7 +101,7 @@ def _answer(row: dict[str, Any]) -> _Answer:
     return _Answer(id, None, strip_thinking(checked_text(content, "content")).strip())
 
 
-def measure(item: Item, judged: Judged, policy: Policy) -> list[float]:
+def _measure(item: Item, judged: Judged, policy: Policy) -> list[float]:
     """[mean score of both orders, 1, difference in length]; [0, 0, …] where it does not count."""
     assert isinstance(judged, tuple)
     ballots = policy.counted(item.id, judged[0])
@@ -118,12 +118,12 @@ def _score(ballots: Sequence[Ballot], name: str, policy: Policy) -> float:
     return sum(valid) / len(valid) if valid else policy.credit(name, None, 1)
 
 
-def tree(table: Table) -> tuple[Node, ...]:
+def _tree(table: Table) -> tuple[Node, ...]:
     groups = tuple(sorted(table.ids))
     return (ratio(WIN_RATE, groups, parts=tuple(ratio(name, [name]) for name in groups) if len(groups) > 1 else ()),)
 
 
-def further(table: Table, samples: int, seed: int) -> tuple[Score, ...]:
+def _further(table: Table, samples: int, seed: int) -> tuple[Score, ...]:
     """The win rate at equal length; see `length_control`."""
     rows = np.concatenate([table.values[group] for group in table.ids])
     counted = rows[:, 1] > 0
@@ -147,15 +147,15 @@ BENCHMARK = Benchmark(
     licence="Apache-2.0",
     citation="arXiv 2406.11939; the win rate at equal length after AlpacaEval's, arXiv 2404.04475",
     columns=("uid", "category", "prompt"),
-    parse=parse,
-    measure=measure,
-    tree=tree,
-    further=further,
+    parse=_parse,
+    measure=_measure,
+    tree=_tree,
+    further=_further,
     takes_answers=True,
     split="question",
     order="both",
     policy=Policy(invalid="exclude", ties="0.5"),
-    adapt=adapt,
+    adapt=_adapt,
     unverified="The rows could not be had here; layouts and rules are those of the authors' code. Their judges have "
     "degrees, and a decisive verdict counts three times; that is not so here, where a judge says 1 or 2.",
 )

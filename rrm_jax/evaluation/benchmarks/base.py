@@ -147,6 +147,7 @@ class Policy:
 
 
 def coin(seed: int, name: str) -> bool:
+    """A fair coin that belongs to (seed, name): where `Policy` leaves an item to chance."""
     return bool(int(digest([seed, "credit", name])[:2], 16) & 1)
 
 
@@ -155,6 +156,7 @@ def _alone(ballot: Ballot) -> Ballot:
 
 
 def asked_both(ballots: Sequence[Ballot]) -> bool:
+    """Whether every vote was asked in both orders; False without votes."""
     return bool(ballots) and all(ballot.twin for ballot in ballots)
 
 

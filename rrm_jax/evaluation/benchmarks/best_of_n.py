@@ -25,7 +25,7 @@ _GSM8K = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verificat
 _QWEN = ("idx", "question", "response", "score", "pred")
 
 
-def parse(row: Row, at: int) -> Item:
+def _parse(row: Row, at: int) -> Item:
     record = parse_candidates({**row, "id": row.get("id", at)})
     if record.correct is None:
         raise RowError("field 'correct' is needed here: which responses are right")
@@ -63,7 +63,7 @@ def _parse_gsm8k(row: Row, at: int) -> Item:
     return Item(str(at), "all", text_field(row, "question"), texts, (), correct)
 
 
-def adapt(columns: Sequence[str]) -> Callable[[Row, int], Item] | None:
+def _adapt(columns: Sequence[str]) -> Callable[[Row, int], Item] | None:
     if {*_QWEN} <= {*columns}:
         return _parse_qwen
     return _parse_gsm8k if {"question", *_GSM8K} <= {*columns} else None
@@ -100,6 +100,7 @@ def most_weighted(answers: Sequence[str | None], weights: Sequence[float]) -> in
 
 
 def tree(table: Table) -> tuple[Node, ...]:
+    """The share of right picks, and beside it every other way of picking that the rows have what it needs for."""
     names = {
         PICKED: 0, "Mean candidate": _MEAN, "Majority": _MAJORITY, "Reward model's best": _REWARD,
         "Majority weighted by reward": _WEIGHTED, "Oracle": _ORACLE,
@@ -149,11 +150,11 @@ BENCHMARK = Benchmark(
     licence="of the rows given",
     citation="",
     columns=("query", "responses", "correct"),
-    parse=parse,
+    parse=_parse,
     measure=measure,  # type: ignore[arg-type]
     tree=tree,
     kind="best-of-n",
-    adapt=adapt,
+    adapt=_adapt,
     read_verdicts=read_verdicts,
     published=(
         Published(

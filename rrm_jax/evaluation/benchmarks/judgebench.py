@@ -34,7 +34,7 @@ _SAYS: dict[str | None, Label | None] = {"A>B": 1, "B>A": 2, "A=B": 0, None: Non
 _TURNED: dict[Label | None, Label | None] = {1: 2, 2: 1, 0: 0, None: None}
 
 
-def parse(row: Row, at: int) -> Item:
+def _parse(row: Row, at: int) -> Item:
     if row.get("label") not in _LABELS:
         raise RowError(f'label must be "A>B" or "B>A", not {row.get("label")!r}')
     source = checked_text(row.get("source"), "source")
@@ -45,12 +45,12 @@ def parse(row: Row, at: int) -> Item:
     return Item(text_field(row, "pair_id"), source, text_field(row, "question"), responses, (game,))
 
 
-def tree(table: Table) -> tuple[Node, ...]:
+def _tree(table: Table) -> tuple[Node, ...]:
     groups = {name: sorted(group for group in table.ids if group.startswith(begin)) for name, begin in SOURCES.items()}
     return (ratio("Overall", tuple(table.ids), parts=tuple(ratio(name, of) for name, of in groups.items() if of)),)
 
 
-def read_verdicts(content: Any, items: Sequence[Item]) -> Mapping[str, Verdicts] | None:
+def _read_verdicts(content: Any, items: Sequence[Item]) -> Mapping[str, Verdicts] | None:
     """The released outputs: rows with `pair_id`, `judge_name` and `judgments`, a list of {decision} (or null) as shown,
     of which the second was shown the other way round."""
     if not isinstance(content, list) or not content or not isinstance(content[0], dict):
@@ -77,12 +77,12 @@ BENCHMARK = Benchmark(
     licence="MIT (as remembered)",
     citation="Tan et al. 2024, arXiv 2410.12784",
     columns=("pair_id", "source", "question", "response_A", "response_B", "label"),
-    parse=parse,
+    parse=_parse,
     measure=pair_measure,
-    tree=tree,
+    tree=_tree,
     split="gpt",
     order="both",
     policy=Policy(invalid="0", ties="0"),
-    read_verdicts=read_verdicts,
+    read_verdicts=_read_verdicts,
     published=(Published("RRM-32B", "re-measured by others", {"Overall": 75.7}),),
 )

@@ -27,7 +27,7 @@ _FOLDERS = {"natural": 0, "neighbor": 1, "gptinst": 2, "gptout": 3, "manual": 4}
 _GIVEN, _TURNED, _BOTH, _EQUAL = 2, 4, 6, 8
 
 
-def group_of_file(name: str) -> str:
+def _group_of_file(name: str) -> str:
     """The subset that a file holds, by its name in the snapshot; "" for another file."""
     parts = name.removesuffix(".json").split("/")
     if parts[-1] in ROWS or parts[-1] in BESIDE:
@@ -36,14 +36,14 @@ def group_of_file(name: str) -> str:
     return "" if at is None else list(ROWS)[at]
 
 
-def parse(row: Row, at: int) -> Item:
+def _parse(row: Row, at: int) -> Item:
     if row.get("label") not in (1, 2) or isinstance(row["label"], bool):
         raise RowError(f"label must be 1 or 2, not {row.get('label')!r}")
     responses = text_field(row, "output_1"), text_field(row, "output_2")
     return Item(str(at), "", text_field(row, "input"), responses, (Game(0, 1, row["label"]),))
 
 
-def measure(item: Item, judged: Judged, policy: Policy) -> list[float]:
+def _measure(item: Item, judged: Judged, policy: Policy) -> list[float]:
     """Pairs of (sum, how many count): the mean of the orders, each order, right in both, the same in both."""
     assert isinstance(judged, tuple)
     label, ballots = item.games[0].label, policy.counted(item.id, judged[0])
@@ -75,7 +75,7 @@ def _nodes(name: str, groups: Sequence[str]) -> Node:
     return ratio(name, groups, parts=parts)
 
 
-def tree(table: Table) -> tuple[Node, ...]:
+def _tree(table: Table) -> tuple[Node, ...]:
     own = [_nodes(group, [group]) for group in ROWS if group in table.ids]
     adversarial = [node for node in own if "adver" in node.name]
     missing = f"{len(own)} of 5" if len(own) < 5 else "its"
@@ -85,7 +85,7 @@ def tree(table: Table) -> tuple[Node, ...]:
     return (*nodes, *(_nodes(group, [group]) for group in BESIDE if group in table.ids))
 
 
-def read_verdicts(content: Any, items: Sequence[Item]) -> Mapping[str, Verdicts] | None:
+def _read_verdicts(content: Any, items: Sequence[Item]) -> Mapping[str, Verdicts] | None:
     """`{subset: {evaluator: {winner_original: [...], winner_swapped: [...]}}}`, winners "1", "2" or null: of the
     pair as the file has it, in whichever order it was shown."""
     if not isinstance(content, dict) or not {*content} & {*ROWS, *BESIDE}:
@@ -123,12 +123,12 @@ BENCHMARK = Benchmark(
     licence="MIT",
     citation="Zeng et al. 2023, arXiv 2310.07641",
     columns=("input", "output_1", "output_2", "label"),
-    parse=parse,
-    measure=measure,
-    tree=tree,
+    parse=_parse,
+    measure=_measure,
+    tree=_tree,
     rows=ROWS,
     order="both",
     policy=Policy(invalid="0", ties="0"),
-    group_of_file=group_of_file,
-    read_verdicts=read_verdicts,
+    group_of_file=_group_of_file,
+    read_verdicts=_read_verdicts,
 )

@@ -21,11 +21,11 @@ def _item(pair: Pair) -> Item:
     return Item(pair.id, pair.source or "all", pair.query, (pair.response_1, pair.response_2), (game,))
 
 
-def parse(row: Row, at: int) -> Item:
+def _parse(row: Row, at: int) -> Item:
     return _item(parse_labelled_pair({key: value for key, value in row.items() if value is not None}))
 
 
-def adapt(columns: Sequence[str]) -> Callable[[Row, int], Item] | None:
+def _adapt(columns: Sequence[str]) -> Callable[[Row, int], Item] | None:
     from rrm_jax.data.formats import FORMATS, detect
 
     def read(row: Row, at: int) -> Item:
@@ -38,7 +38,7 @@ def adapt(columns: Sequence[str]) -> Callable[[Row, int], Item] | None:
     return read if any({*made.needed} <= {*columns} for made in FORMATS.values()) else None
 
 
-def tree(table: Table) -> tuple[Node, ...]:
+def _tree(table: Table) -> tuple[Node, ...]:
     groups = tuple(sorted(table.ids))
     return (ratio("Accuracy", groups, parts=tuple(ratio(name, [name]) for name in groups) if len(groups) > 1 else ()),)
 
@@ -51,8 +51,8 @@ BENCHMARK = Benchmark(
     licence="of the rows given",
     citation="",
     columns=("id", "query", "response_1", "response_2", "label"),
-    parse=parse,
+    parse=_parse,
     measure=pair_measure,
-    tree=tree,
-    adapt=adapt,
+    tree=_tree,
+    adapt=_adapt,
 )

@@ -35,7 +35,7 @@ GROUP, TIES = "labelled 1 or 2", "labelled ties"
 _CLASSES, _SAID = 3, 4  # labels; what is said: the same, or nothing that counts
 
 
-def parse(row: Row, at: int) -> Item:
+def _parse(row: Row, at: int) -> Item:
     said = [row.get(key) for key in _ANNOTATORS]
     if any(vote not in (0, 1, 2) or isinstance(vote, bool) for vote in said):
         raise RowError(f"annotators must each say 0, 1 or 2, not {', '.join(map(repr, said))}")
@@ -53,7 +53,7 @@ def parse(row: Row, at: int) -> Item:
     return Item(f"pandalm/{id_field({'id': row.get('idx')})}", group, query, responses, (Game(0, 1, label or 0),))
 
 
-def measure(item: Item, judged: Judged, policy: Policy) -> list[float]:
+def _measure(item: Item, judged: Judged, policy: Policy) -> list[float]:
     """[credit, 1], and the confusion [label, said] of three classes and of "nothing" in a row."""
     assert isinstance(judged, tuple)
     label, name = item.games[0].label, item.id
@@ -89,7 +89,7 @@ def _of_classes(name: str, groups: Sequence[str], what: str) -> Node:
     return Node(name, tuple(groups), of)
 
 
-def tree(table: Table) -> tuple[Node, ...]:
+def _tree(table: Table) -> tuple[Node, ...]:
     groups = tuple(group for group in (GROUP, TIES) if group in table.ids)
     names = {"F1": "macro F1", "precision": "macro precision", "recall": "macro recall", "weighted F1": "weighted F1"}
     nodes = [ratio("Accuracy over 1, 2 and tie", groups)]
@@ -106,7 +106,7 @@ _RESULTS: dict[str, dict[Any, Label | None]] = {
 }
 
 
-def read_verdicts(content: Any, items: Sequence[Item]) -> Mapping[str, Verdicts] | None:
+def _read_verdicts(content: Any, items: Sequence[Item]) -> Mapping[str, Verdicts] | None:
     """A released judge's file: rows of `idx` and `gpt_result` or `pandalm_result`, of the pairs as they stand."""
     if not isinstance(content, list) or not content or not isinstance(content[0], dict) or "idx" not in content[0]:
         return None
@@ -130,14 +130,14 @@ BENCHMARK = Benchmark(
     licence="Apache-2.0",
     citation="Wang et al. 2023, arXiv 2306.05087",
     columns=("idx", "instruction", "input", "response1", "response2", *_ANNOTATORS),
-    parse=parse,
-    measure=measure,
-    tree=tree,
+    parse=_parse,
+    measure=_measure,
+    tree=_tree,
     split="testset-v1",
     rows={GROUP: 894, TIES: 105},
     order="both",
     policy=Policy(invalid="tie", ties="tie"),
-    read_verdicts=read_verdicts,
+    read_verdicts=_read_verdicts,
     published=(
         Published(
             "gpt-3.5-turbo", "computed from its released verdicts",

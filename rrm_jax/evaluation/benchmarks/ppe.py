@@ -55,7 +55,7 @@ def _query(row: Row, header: str) -> str:
     return rest.strip()
 
 
-def parse_pairs(name: str, row: Row, at: int) -> Item:
+def _parse_pairs(name: str, row: Row, at: int) -> Item:
     scores, pairs, games = _scores(row), row.get("sampled_conflict_pairs"), []
     if not isinstance(pairs, list) or not pairs:
         raise RowError("sampled_conflict_pairs must be a list of at least one pair")
@@ -74,18 +74,18 @@ def parse_pairs(name: str, row: Row, at: int) -> Item:
     return Item(str(at), name, _query(row, SETS[name][1]), responses, tuple(games))
 
 
-def parse_candidates(name: str, row: Row, at: int) -> Item:
+def _parse_candidates(name: str, row: Row, at: int) -> Item:
     responses = tuple(text_field(row, key) for key in _RESPONSES)
     return Item(str(at), name, _query(row, SETS[name][1]), responses, correct=_scores(row))
 
 
-def measure(item: Item, judged: Judged, policy: Policy) -> list[float]:
+def _measure(item: Item, judged: Judged, policy: Policy) -> list[float]:
     """Credits of the games, and how many count."""
     credits = [credit for credit in credits_of(item, judged, policy) if credit == credit]
     return [sum(credits), float(len(credits))]
 
 
-def tree(table: Table) -> tuple[Node, ...]:
+def _tree(table: Table) -> tuple[Node, ...]:
     return (ratio("Accuracy over pairs", tuple(table.ids)),)
 
 
@@ -142,12 +142,12 @@ def _benchmarks(key: str) -> tuple[Benchmark, Benchmark]:
     of: Callable[[Any], Any] = lambda parse: functools.partial(parse, key)  # noqa: E731
     pairs = Benchmark(
         name=f"ppe-{key}", what=f"right and wrong responses to {name}, in pairs",
-        columns=("prompt", "scores", "sampled_conflict_pairs", *_RESPONSES), parse=of(parse_pairs), measure=measure,
-        tree=tree, published=_published(_PAIRS, key, "Accuracy over pairs", _SINGLE), **common,
+        columns=("prompt", "scores", "sampled_conflict_pairs", *_RESPONSES), parse=of(_parse_pairs), measure=_measure,
+        tree=_tree, published=_published(_PAIRS, key, "Accuracy over pairs", _SINGLE), **common,
     )  # fmt: skip
     candidates = Benchmark(
         name=f"ppe-{key}-best-of-n", what=f"the best of 32 responses to {name}", kind="best-of-n",
-        columns=("prompt", "scores", *_RESPONSES), parse=of(parse_candidates), measure=best_of_n.measure,
+        columns=("prompt", "scores", *_RESPONSES), parse=of(_parse_candidates), measure=best_of_n.measure,
         tree=best_of_n.tree, read_verdicts=read_knockout,
         published=_published(_KNOCKOUT, key, best_of_n.PICKED, "knockout, as remembered"), **common,
     )  # fmt: skip

@@ -37,7 +37,7 @@ SECTIONS: dict[str, dict[str, int]] = {
 ROWS = {subset: weight for section in SECTIONS.values() for subset, weight in section.items()} | {"math-prm": 447}
 
 
-def parse(row: Row, at: int) -> Item:
+def _parse(row: Row, at: int) -> Item:
     subset = checked_text(row.get("subset"), "subset")
     if subset not in ROWS:
         raise RowError(f"subset {subset!r} is none of RewardBench v1's 23")
@@ -45,7 +45,7 @@ def parse(row: Row, at: int) -> Item:
     return Item(f"{subset}/{id_field(row)}", subset, text_field(row, "prompt"), responses, (Game(0, 1, 1),))
 
 
-def tree(table: Table) -> tuple[Node, ...]:
+def _tree(table: Table) -> tuple[Node, ...]:
     """Sections of the subsets that are there, as the released code has it."""
     sections = []
     for name, weights in SECTIONS.items():
@@ -96,9 +96,9 @@ BENCHMARK = Benchmark(
     licence="ODC-BY (as remembered)",
     citation="Lambert et al. 2024, arXiv 2403.13787",
     columns=("prompt", "chosen", "rejected", "subset", "id"),
-    parse=parse,
+    parse=_parse,
     measure=pair_measure,
-    tree=tree,
+    tree=_tree,
     split="filtered",
     rows=ROWS,
     right_first=True,

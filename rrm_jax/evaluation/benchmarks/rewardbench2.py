@@ -21,7 +21,7 @@ TIES = "Ties"
 ROWS = {"Factuality": 475, "Precise IF": 160, "Math": 183, "Safety": 450, "Focus": 495, TIES: 102}
 
 
-def parse(row: Row, at: int) -> Item:
+def _parse(row: Row, at: int) -> Item:
     subset = checked_text(row.get("subset"), "subset")
     if subset not in ROWS:
         raise RowError(f"subset {subset!r} is none of RewardBench 2's: {', '.join(ROWS)}")
@@ -37,12 +37,12 @@ def parse(row: Row, at: int) -> Item:
     return Item(f"{subset}/{id_field(row)}", subset, text_field(row, "prompt"), (*sides[0], *sides[1]), games)
 
 
-def measure(item: Item, judged: Judged, policy: Policy) -> list[float]:
+def _measure(item: Item, judged: Judged, policy: Policy) -> list[float]:
     credit = math.prod(credits_of(item, judged, policy))
     return [credit, 1.0] if credit == credit else [0.0, 0.0]
 
 
-def tree(table: Table) -> tuple[Node, ...]:
+def _tree(table: Table) -> tuple[Node, ...]:
     subsets = [ratio(subset, [subset]) for subset in ROWS if subset in table.ids and subset != TIES]
     ties = (ratio("Ties: every right answer beats every wrong one", [TIES]),) if TIES in table.ids else ()
     missing = f" (of {len(subsets)} of 5 subsets)" if len(subsets) < 5 else ""
@@ -57,9 +57,9 @@ BENCHMARK = Benchmark(
     licence="ODC-BY (as remembered)",
     citation="Malik et al. 2025, arXiv 2506.01937",
     columns=("id", "prompt", "chosen", "rejected", "subset"),
-    parse=parse,
-    measure=measure,
-    tree=tree,
+    parse=_parse,
+    measure=_measure,
+    tree=_tree,
     rows=ROWS,
     right_first=True,
     unverified="The rows were not at hand; how many there are of each subset is as remembered. Ties: see above.",

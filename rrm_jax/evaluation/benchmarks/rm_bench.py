@@ -25,7 +25,7 @@ _LEVELS = {
 }  # fmt: skip
 
 
-def parse(row: Row, at: int) -> Item:
+def _parse(row: Row, at: int) -> Item:
     domain = checked_text(row.get("domain"), "domain")
     if not any(domain in groups for groups in DOMAINS.values()):
         raise RowError(f"domain {domain!r} is none of RM-Bench's")
@@ -38,7 +38,7 @@ def parse(row: Row, at: int) -> Item:
     return Item(f"{domain}/{id_field(row)}", domain, text_field(row, "prompt"), tuple(texts), games)
 
 
-def measure(item: Item, judged: Judged, policy: Policy) -> list[float]:
+def _measure(item: Item, judged: Judged, policy: Policy) -> list[float]:
     """[mean credit, 1], then the 9 games' credits, then which of them count."""
     credits = np.array(credits_of(item, judged, policy))
     counted = ~np.isnan(credits)
@@ -54,7 +54,7 @@ def _level(level: str, groups: Sequence[str]) -> Node:
     return mean(level, [_cell("", groups, at) for at, of in enumerate(_LEVELS[level]) if of], show=False)
 
 
-def tree(table: Table) -> tuple[Node, ...]:
+def _tree(table: Table) -> tuple[Node, ...]:
     there = {name: [group for group in groups if group in table.ids] for name, groups in DOMAINS.items()}
     there = {name: groups for name, groups in there.items() if groups}
     domains = [
@@ -81,9 +81,9 @@ BENCHMARK = Benchmark(
     licence="ODC-BY (as remembered)",
     citation="Liu et al. 2024, arXiv 2410.16184",
     columns=("id", "prompt", "chosen", "rejected", "domain"),
-    parse=parse,
-    measure=measure,
-    tree=tree,
+    parse=_parse,
+    measure=_measure,
+    tree=_tree,
     split="train",
     right_first=True,
     published=(Published("RRM-32B", "re-measured by others", {"Overall": 73.1}),),

@@ -38,6 +38,7 @@ class Table:
     counts: Mapping[str, np.ndarray]
 
     def only(self, ids: frozenset[str]) -> "Table":
+        """Without the items of other ids, and without groups that have none left."""
         keep = {group: [at for at, id in enumerate(names) if id in ids] for group, names in self.ids.items()}
         keep = {group: places for group, places in keep.items() if places}
         return Table(
@@ -84,6 +85,7 @@ class Score:
     parts: tuple["Score", ...] = ()
 
     def walk(self, depth: int = 0) -> Iterator[tuple[int, "Score"]]:
+        """This score and all that it is made of, each with its depth, in the order of reading."""
         yield depth, self
         for part in self.parts:
             yield from part.walk(depth + 1)

@@ -17,6 +17,7 @@ from rrm_jax.evaluation.benchmarks.verdict_files import question_digest
 
 
 def questions_of(items: Sequence[Item]) -> dict[str, Question]:
+    """The items as questions to be answered, by their ids."""
     return {item.id: Question(item.id, item.query, item.gold, item.group, item.verifier) for item in items}
 
 
