@@ -23,6 +23,7 @@ class Example:
 
     @property
     def length(self) -> int:
+        """Tokens of both."""
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
@@ -42,9 +43,11 @@ class MicroBatch:
 
     @property
     def members(self) -> list[int]:
+        """The places in `examples` of all that the rows hold, row by row: the order in which results come back."""
         return [at for row in self.rows for at in row]
 
     def sequences(self) -> Sequences:
+        """For one forward pass, NumPy arrays; `prefixes` only where it `shares_prompts`."""
         tokens, positions, segments, prefixes = np.zeros((4, len(self.rows), self.time), np.int32)
         sources, targets = np.zeros((2, len(self.rows), self.width), np.int32)
         mask = np.zeros((len(self.rows), self.width), np.float32)

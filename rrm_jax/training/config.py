@@ -27,6 +27,8 @@ class LoraConfig(Config):
 
 
 class ModelConfig(Config):
+    """What is trained, and in what precision."""
+
     path: str
     """A Hugging Face directory, a converted checkpoint, or a training run."""
     compute_dtype: DType = "bfloat16"
@@ -40,12 +42,16 @@ class ModelConfig(Config):
 
 
 class PartConfig(Config):
+    """One source of training data of several."""
+
     path: str
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
     """How often a pair of this part is drawn, relative to the others."""
 
 
 class DataConfig(Config):
+    """What is trained on, and what is held out."""
+
     train: str | tuple[PartConfig, ...]
     """For grpo: JSONL {id, query, response_1, response_2, label}, a prepared data set's directory, or a mix of such by
     weight: [{path, weight}, …]; with `task: policy` questions, {id, query}, and answer where it is known. For dpo: such
@@ -62,10 +68,13 @@ class DataConfig(Config):
 
     @property
     def parts(self) -> tuple[PartConfig, ...]:
+        """`train` as a mix, also where it is one path."""
         return (PartConfig(path=self.train),) if isinstance(self.train, str) else self.train
 
 
 class JudgeConfig(Config):
+    """How pairs are shown; a run's checkpoints keep it, and `rrm judge` asks in the same way."""
+
     template: str = "default"
     """A packaged template's name or a file."""
     thinking: bool = True
@@ -74,6 +83,8 @@ class JudgeConfig(Config):
 
 
 class RolloutConfig(Config):
+    """How experience is drawn, and on which devices."""
+
     prompts_per_step: int = Field(128, ge=1)
     group_size: int = Field(16, ge=2)
     temperature: float = Field(0.6, gt=0)
@@ -179,11 +190,15 @@ SURROGATES = {
 
 
 class SupervisedConfig(Config):
+    """Of `method: supervised`."""
+
     batch_size: int = Field(64, ge=1)
     """Rows an optimiser step."""
 
 
 class OptimizerConfig(Config):
+    """Of AdamW as Optax has it, or Adafactor."""
+
     kind: Literal["adamw", "adafactor"] = "adamw"
     """adafactor keeps one number for a row and one for a column of a matrix, and no first moment."""
     moments: Literal["float32", "bfloat16", "int8"] = "float32"
@@ -220,6 +235,8 @@ class PackConfig(Config):
 
 
 class CheckpointConfig(Config):
+    """Steps between checkpoints, and which of these stay."""
+
     every: int = Field(20, ge=1)
     keep: int = Field(3, ge=1)
     """The last so many stay."""
@@ -228,12 +245,16 @@ class CheckpointConfig(Config):
 
 
 class EvalConfig(Config):
+    """Steps between evaluations on the held-out data, and how these are sampled."""
+
     every: int = Field(20, ge=1)
     """Also once before the first step, and after the last."""
     temperature: float = Field(0.6, ge=0)
 
 
 class LogConfig(Config):
+    """What is written down beside the metrics."""
+
     traces: int = Field(4, ge=0)
     """Completions a step that are written to `traces.jsonl`, to be read."""
     profile: tuple[int, int] | None = None
@@ -249,6 +270,8 @@ class LogConfig(Config):
 
 
 class TrainConfig(Config):
+    """A run. Fields of methods and tasks that it is not of are passed over; what cannot go together is an error."""
+
     task: Literal["judge", "policy"] = "judge"
     """What the model is to do: judge pairs, or answer queries."""
     method: Literal["grpo", "supervised", "dpo"] = "grpo"

@@ -113,11 +113,13 @@ class Experience:
             self._ahead.exception()
 
     def close(self) -> None:
+        """Waits for the step that is drawn ahead, if one is."""
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
 
 
 def ask_of(config: TrainConfig, task: Task, stop_ids: tuple[int, ...]) -> Ask:
+    """As the run draws its experience, with `stop_ids` beside the configuration's settings."""
     rollout = config.rollout
     decoding = Decoding(rollout.temperature, max_new_tokens=rollout.max_new_tokens, stop_ids=stop_ids)
     return Ask(task.read, decoding, rollout.group_size, config.seed)

@@ -100,5 +100,6 @@ class Feed:
             yield [asked for item in itertools.islice(items, share) for asked in item]
 
     def close(self) -> None:
+        """Ends the workers. It may be used again, with workers that are started anew."""
         self._opened.close()
         self._next = -1

@@ -31,6 +31,7 @@ class JudgeTask:
         self.scores: Scores | None = None
 
     def begin(self, run: Run) -> None:
+        """As `Task` has it."""
         assert run.template is not None
         self._tokenizer, self._encode = run.tokenizer, encode_of(self._config, run.tokenizer, run.template)
         if self._parts is not None:
@@ -39,16 +40,20 @@ class JudgeTask:
             self.scores = functools.partial(judge_held_out, run, self._held_out)
 
     def parse(self, row: dict[str, Any]) -> Pair:
+        """A pair; its label counts for nothing here. Raises RowError."""
         return parse_pair(row)
 
     def encode(self, row: Pair) -> Sequence[int]:
+        """The prompt with the responses in the row's order."""
         return self._encode(row).prompt_ids(turned=False)
 
     def take(self, position: int, count: int) -> list[Asked]:
+        """As `Task` has it."""
         assert self._feed is not None
         return self._feed.take(position, count)
 
     def read(self, completion: Completion) -> int | None:
+        """The verdict, 1 or 2, on the pair in the order shown."""
         return verdict_of_completion(completion, self._tokenizer, thinking=self._config.judge.thinking)
 
     def reward(self, groups: Sequence[Group]) -> None:
@@ -62,12 +67,15 @@ class JudgeTask:
                 group.rewards = rewards
 
     def metrics(self, groups: Sequence[Group]) -> dict[str, float]:
+        """With `reward.consistency`, how often both orders of a pair got the same verdict."""
         return {"order_consistency": _order_consistency(groups)} if self._config.reward.consistency else {}
 
     def trace(self, group: Group, sample: int) -> Mapping[str, Any]:
+        """The label and the verdict, both in the order shown."""
         return {"label": group.asked.label, "verdict": group.answers[sample]}
 
     def close(self) -> None:
+        """As `Task` has it."""
         if self._feed is not None:
             self._feed.close()
 

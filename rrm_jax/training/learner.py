@@ -151,6 +151,7 @@ class Learner:
         return to_host(opt_state) if self.config.optimizer.offload else opt_state
 
     def save(self, checkpoints: TrainingCheckpoints, step: int, meta: dict[str, Any]) -> None:
+        """What goes on from here needs: parameters, optimiser state, and `meta`, JSON, with the version."""
         checkpoints.save(step, self.params, self._opt_state, meta | {"version": self.version})
 
     def restore(self, checkpoints: TrainingCheckpoints, step: int) -> dict[str, Any]:

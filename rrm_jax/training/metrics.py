@@ -69,6 +69,7 @@ class Metrics:
             print(f"{kind} {step}  {shown}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
+        """Closes all of them, whichever raises."""
         if not self._writes:
             return
         with contextlib.ExitStack() as closing:  # each is closed, whatever the others raise

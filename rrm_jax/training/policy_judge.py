@@ -76,6 +76,7 @@ class PolicyJudge:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[Judge]:
+        """The judge, to be asked inside the `with` alone. Not to be entered twice."""
         if self._weights is None:
             yield self._judge
             return

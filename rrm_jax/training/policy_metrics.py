@@ -25,6 +25,8 @@ class CoinJudge:
     def judge(
         self, pairs: Iterable[Pair], log: VoteLog | None = None, *, meeting: Callable[[Pair], int] = lambda pair: 0
     ) -> Iterator[Judgment]:
+        """As `JudgesPairs` has it: one vote a pair, without text, which belongs to (seed, pair, meeting); `log` is not
+        used."""
         for pair in pairs:
             verdict = 1 if coin("judge", self._seed, pair.id, content_digest(pair), meeting(pair)) else 2
             yield Judgment(pair, (Vote("12", verdict, "", 0, "stop", False),))
@@ -40,6 +42,8 @@ class CountingJudge:
     def judge(
         self, pairs: Iterable[Pair], log: VoteLog | None = None, *, meeting: Callable[[Pair], int] = lambda pair: 0
     ) -> Iterator[Judgment]:
+        """As `JudgesPairs` has it. Ids of pairs are those of `evaluation/tournament.py`, JSON lists that begin with the
+        tournament's."""
         for judgment in self._judge.judge(pairs, log, meeting=meeting):
             name, *_ = json.loads(judgment.pair.id)
             counts = self._counts.setdefault(name, dict.fromkeys(_VOTES, 0.0))
@@ -55,6 +59,7 @@ class CountingJudge:
             yield judgment
 
     def of(self, name: str) -> dict[str, float]:
+        """The counts of one tournament, {} where it had no vote."""
         return self._counts.get(name, {})
 
 

@@ -17,6 +17,7 @@ PROMPT = ("system", "user", "prefix", "thinking", "max_prompt_tokens")
 
 
 def prompt_facts(policy: PolicyConfig) -> dict[str, Any]:
+    """What a checkpoint keeps of how a policy is asked, JSON."""
     return {key: getattr(policy, key) for key in PROMPT}
 
 

@@ -51,6 +51,7 @@ class PolicyTask:
         self._held_out = read_rows(data.eval, parse_answered, data.eval_limit, report) if data.eval else []
 
     def begin(self, run: Run) -> None:
+        """As `Task` has it; opens the judge where tournaments reward."""
         self._tokenizer = run.tokenizer
         self._pool = self._opened.enter_context(VerifierPool())
         if self._held_out:
@@ -65,20 +66,26 @@ class PolicyTask:
             self._log = self._opened.enter_context(contextlib.closing(VoteLog(run.directory / VERDICTS)))
 
     def parse(self, row: dict[str, Any]) -> Question:
+        """A question. Raises RowError."""
         return parse_question(row)
 
     def encode(self, row: Question | Pair) -> Sequence[int]:
+        """As `Task` has it; the end of a query that is too long is cut off."""
         return policy_prompt(self._policy, self._tokenizer, row.query)[0]
 
     def take(self, position: int, count: int) -> list[Asked]:
+        """As `Task` has it."""
         assert self._stream is not None
         rows = self._stream.batch(position, count)
         return [Asked(row, *policy_prompt(self._policy, self._tokenizer, row.query)) for row in rows]
 
     def read(self, completion: Completion) -> str | None:
+        """The response without its thinking; None where that never ended."""
         return response_of(completion, self._tokenizer, self._policy.thinking)
 
     def reward(self, groups: Sequence[Group]) -> None:
+        """By rule, in tournaments, or each where it can be, as `policy.reward` says. RrmError for a row without an
+        answer where the rule alone rewards."""
         kind = self._policy.reward
         self._verify(groups)
         by_rule = [kind == "verifier" or (kind == "mixed" and group.asked.answer is not None) for group in groups]
@@ -139,12 +146,15 @@ class PolicyTask:
             yield judge
 
     def metrics(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Of tournaments and of answers that are known."""
         return tournament_metrics(groups)
 
     def trace(self, group: Group, sample: int) -> Mapping[str, Any]:
+        """The known answer, the response, and whether it is right (None: nobody knows)."""
         return {"answer": group.asked.answer, "response": group.answers[sample], "right": group.right[sample]}
 
     def close(self) -> None:
+        """As `Task` has it."""
         self._opened.close()
 
 

@@ -32,6 +32,7 @@ class Trace:
         return True
 
     def close(self) -> None:
+        """Ends a trace that is going on, so that it can be read; steps that come later are not traced."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
@@ -49,10 +50,12 @@ class Compilations:
     compiling: float = 0.0
 
     def listen(self) -> None:
+        """Counts from here on; `close` ends it."""
         monitoring.register_event_duration_secs_listener(self._took)
         monitoring.register_event_listener(self._happened)
 
     def close(self) -> None:
+        """Stops counting; the counts stay."""
         monitoring.unregister_event_duration_listener(self._took)
         monitoring.unregister_event_listener(self._happened)
 

@@ -83,6 +83,7 @@ def record_resumed(directory: Path, config: TrainConfig, step: int, changed: dic
 
 
 def write_settings(directory: Path, config: TrainConfig) -> None:
+    """RUN/config.yaml, whole or not at all."""
     write_whole(directory / CONFIG_YAML, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 

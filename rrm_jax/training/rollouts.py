@@ -39,10 +39,12 @@ class Group:
     counts: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """For RUN/pending; `from_json` gives an equal group."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> "Group":
+        """Of `to_json`; lists of JSON become tuples again."""
         asked = (Pair if "response_1" in row["asked"] else Question)(**row["asked"])
         ids: dict[str, Any] = {name: [*map(tuple, row[name])] for name in ("completion_ids", "sampler_logprobs")}
         fields: dict[str, Any] = {**row, **ids, "asked": asked, "prompt_ids": tuple(row["prompt_ids"])}
@@ -104,6 +106,8 @@ class Rollouts:
 
     @property
     def sampler_logprobs(self) -> list[tuple[float, ...]]:
+        """Of each example, in their order, a log-probability for each completion token: what the sampler drew it
+        with."""
         return [logprobs for group in self.groups for logprobs in group.sampler_logprobs]
 
     def metrics(self) -> dict[str, float]:

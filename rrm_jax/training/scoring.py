@@ -69,6 +69,7 @@ class Reference:
             self._model = to_host(self._model)
 
     def scores(self, score: Score, examples: Sequence[Example]) -> list[np.ndarray]:
+        """What `score` gives for the frozen model: for each example, float32 of its completion's length."""
         if not self._offloaded:
             return score(self._model, examples)
         here = to_device(self._model, self._at)

@@ -59,7 +59,9 @@ class Task(Protocol):
         """Scores the held-out data; None where there are none."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends what `begin` opened; also where that never came."""
+        ...
 
 
 def open_task(config: TrainConfig, report: Callable[[str], None]) -> Task:

@@ -32,6 +32,7 @@ class Encoded(NamedTuple):
     truncated: bool
 
     def prompt_ids(self, turned: bool) -> list[int]:
+        """In the row's order, or `turned`."""
         return [int(token) for token in (self.turned_ids if turned else self.ids)]
 
 

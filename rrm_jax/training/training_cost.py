@@ -40,6 +40,7 @@ class TrainingCost:
 
     @property
     def device_seconds(self) -> float:
+        """Of sampling and of learning together."""
         return self.sampling_device_seconds + self.learning_device_seconds
 
     @property

@@ -27,6 +27,7 @@ def open_parts(config: TrainConfig, report: Callable[[str], None]) -> list[Part]
 
 
 def encode_of(config: TrainConfig, tokenizer: Tokenizer, template: Template) -> Encode:
+    """How this run's pairs become prompts."""
     return Encode(template, tokenizer, config.judge.max_prompt_tokens, config.judge.thinking)
 
 
