@@ -55,6 +55,7 @@ def copy_assets(src: str | Path, dst: str | Path) -> list[str]:
 
 
 def has_tokenizer(directory: Path) -> bool:
+    """In the fast tokenizers' file, the one that is read here."""
     return (directory / "tokenizer.json").is_file()
 
 
@@ -83,6 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Indented, with a newline at its end; not atomic: directories that hold it appear when they are whole."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -127,6 +129,7 @@ def incomplete_name(dst: Path) -> Path:
 
 
 def is_incomplete(path: Path) -> bool:
+    """Whether this is what a killed writer left, by its name."""
     return path.name.endswith(_INCOMPLETE)
 
 

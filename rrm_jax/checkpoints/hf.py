@@ -212,6 +212,7 @@ class HfWeights:
         self.notes.append(f"ignored {HEAD}: config.json ties it to {EMBEDDING}, which it equals")
 
     def dtype(self, spec: ParamSpec) -> np.dtype:
+        """As it is stored."""
         return DTYPES[self._entries[spec.hf].dtype]
 
     def read(self, spec: ParamSpec) -> np.ndarray:

@@ -99,6 +99,8 @@ def open_source(path: str | Path) -> Source:
 
 
 class HfSource:
+    """A directory as Hugging Face lays it out, its weights in safetensors; RrmError for weights that do not fit."""
+
     kind: Kind = "hf"
     stacked = False
 
@@ -111,15 +113,19 @@ class HfSource:
         self._specs = _unstacked_specs(self.config)
 
     def dtype(self, names: Names, spec: ParamSpec) -> np.dtype:
+        """As `Source` has it."""
         return self._weights.dtype(spec)
 
     def read(self, names: Names, spec: ParamSpec) -> np.ndarray:
+        """As `Source` has it."""
         return self._weights.read(spec)
 
     def load(self, abstract: Mapping[str, Any]) -> dict[str, Any]:
+        """As `Source` has it, one tensor at a time."""
         return _place_each(self, self._specs, abstract)
 
     def fingerprint(self) -> str:
+        """As `Source` has it: of a sample of every tensor, so that no weight is read whole."""
         return fingerprint.combine(
             (spec.hf, self._weights.dtype(spec), spec.hf_shape, self._weights.sample(spec))
             for spec in self._specs.values()
@@ -127,6 +133,8 @@ class HfSource:
 
 
 class ConvertedSource:
+    """A checkpoint by `rrm convert`: unstacked parameters, kept by Orbax. RrmError for arrays that do not fit."""
+
     kind: Kind = "converted"
     stacked = False
 
@@ -140,15 +148,19 @@ class ConvertedSource:
         _check(path, mismatches(self._arrays.stored, shapes, path / PARAMS))
 
     def dtype(self, names: Names, spec: ParamSpec) -> np.dtype:
+        """As `Source` has it."""
         return np.dtype(self._arrays.stored[".".join(names)].dtype)
 
     def read(self, names: Names, spec: ParamSpec) -> np.ndarray:
+        """As `Source` has it."""
         return self._arrays.read(".".join(names))
 
     def load(self, abstract: Mapping[str, Any]) -> dict[str, Any]:
+        """As `Source` has it; each process reads its own shards."""
         return self._arrays.load(abstract)
 
     def fingerprint(self) -> str:
+        """As `Source` has it: the one that was taken of the original."""
         return str(self.manifest["fingerprint"])
 
 
@@ -182,12 +194,15 @@ class RunSource:
         return ".".join(("layers", *names[2:])), int(names[1])
 
     def dtype(self, names: Names, spec: ParamSpec) -> np.dtype:
+        """As `Source` has it."""
         return np.dtype(self._arrays.stored[self._locate(names)[0]].dtype)
 
     def read(self, names: Names, spec: ParamSpec) -> np.ndarray:
+        """As `Source` has it: one layer of a stacked array."""
         return self._arrays.read(*self._locate(names))
 
     def load(self, abstract: Mapping[str, Any]) -> dict[str, Any]:
+        """As `Source` has it; each process reads its own shards."""
         return self._arrays.load(abstract)
 
     def fingerprint(self) -> str:
@@ -230,15 +245,19 @@ class LoraRunSource(RunSource):
         self.notes += self._base.notes
 
     def dtype(self, names: Names, spec: ParamSpec) -> np.dtype:
+        """float32: what adapters are added in."""
         return np.dtype(np.float32)
 
     def read(self, names: Names, spec: ParamSpec) -> np.ndarray:
+        """As `Source` has it, with the adapter added."""
         return self._adapters.add(names, self._base.read(names, spec))
 
     def load(self, abstract: Mapping[str, Any]) -> dict[str, Any]:
+        """As `Source` has it, one matrix at a time."""
         return _place_each(self, self._specs, abstract)
 
     def fingerprint(self) -> str:
+        """As `Source` has it: of the adapters and of the base's."""
         return self._adapters.fingerprint(self.facts["base_fingerprint"])
 
 

@@ -142,6 +142,7 @@ class TrainingCheckpoints:
         self._prune()
 
     def close(self) -> None:
+        """Waits for what is being saved and removed. RrmError where that failed."""
         try:
             self.wait()
             if self._removal is not None:

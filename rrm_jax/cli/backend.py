@@ -34,7 +34,9 @@ class Writer(Protocol):
         """RrmError for a way to decode that it does not serve."""
         ...
 
-    def generate(self, requests: "Iterable[Request]") -> "Iterator[Completion]": ...
+    def generate(self, requests: "Iterable[Request]") -> "Iterator[Completion]":
+        """As `Generator` has it."""
+        ...
 
 
 def open_generator(options: ModelOptions, progress: Progress, needs_tokenizer: bool = True) -> Writer:

@@ -45,6 +45,7 @@ def stay_off_accelerators() -> None:
 
 
 def print_summary(dst: Path, summary) -> None:
+    """What was written to `dst` on stdout, notes on stderr."""
     for note in summary.notes:
         print(f"note: {note}", file=sys.stderr)
     print(

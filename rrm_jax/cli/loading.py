@@ -19,6 +19,7 @@ _REPORTED = 20
 
 
 def warn(message: str) -> None:
+    """On stderr, at once."""
     print(message, file=sys.stderr, flush=True)
 
 
@@ -148,6 +149,7 @@ class LazyModel:
         """The sampler serves all that a Decoding can ask for."""
 
     def generate(self, requests: "Iterable[Request]") -> "Iterator[Completion]":
+        """As `Generator` has it."""
         import itertools
 
         waiting = iter(requests)
@@ -230,6 +232,7 @@ class Progress:
         self._show()
 
     def advance(self) -> None:
+        """One more is done."""
         self._done += 1
         self._show()
 

@@ -129,7 +129,7 @@ def command(
     check_items(items, entry.strategy, entry.stop)
     run_path = out.with_name(out.name + ".run.json")
     _refuse_to_overwrite(out, run_path, rows, candidates)
-    progress = Progress("comparisons", sum(most_comparisons(entry, item.candidates) for item in items))
+    progress = Progress("comparisons", sum(_most_comparisons(entry, item.candidates) for item in items))
     judge = open_judge(open_generator(models, progress), judging)
     settings = judge.settings | {"ranking": dataclasses.asdict(ranking)}
     started = time.perf_counter()
@@ -160,6 +160,8 @@ def command(
 
 
 def answers_of(row: Candidates, rule: str) -> tuple[str | None, ...] | None:
+    """What marks candidates that say the same, by --same-answer; None: nothing does. RrmError for a row that lacks what
+    the rule reads."""
     if rule == "given" and row.answers is None:
         raise RrmError(f"--same-answer given: row {row.id!r} has no field 'answers'")
     if rule == "final":
@@ -170,7 +172,7 @@ def answers_of(row: Candidates, rule: str) -> tuple[str | None, ...] | None:
     return row.answers if rule == "given" else None
 
 
-def most_comparisons(entry: Any, candidates: int) -> int:
+def _most_comparisons(entry: Any, candidates: int) -> int:
     most = entry.strategy.most_comparisons(candidates)
     return most if entry.stop.budget is None else min(most, entry.stop.budget)
 

@@ -120,9 +120,11 @@ class PolicyAsking:
     cut: bool = True
 
     def text(self, question: "Question") -> str:
+        """What the prompt is made of: the question and the instruction."""
         return "\n".join(filter(None, (question.query, self.instruction)))
 
     def prompt(self, question: "Question") -> "Asked | None":
+        """None for a question that is too long and is not to be cut."""
         from rrm_jax.evaluation.answering import Asked
         from rrm_jax.training.policy_prompt import policy_messages, policy_prompt
 

@@ -74,6 +74,7 @@ class Models:
     def open_judge(
         self, judge: "JudgeConfig", *, seed: int, votes: int, order: "OrderPolicy", thinking_budget: int | None
     ) -> "Judge":
+        """As `studies.common.OpenJudge` has it."""
         from rrm_jax.cli.backend import open_generator
         from rrm_jax.cli.judge_options import JudgeOptions, open_judge
         from rrm_jax.cli.options import ModelOptions

@@ -27,6 +27,8 @@ class Reason:
 
 
 class Filter(Protocol):
+    """One rule by which rows are left out. It may keep what it saw: it is asked once a row, in order."""
+
     @property
     def names(self) -> tuple[str, ...]:
         """Of the reasons it may give."""
@@ -166,6 +168,7 @@ class Cleaning:
     reasons: dict[int, Reason] = dataclasses.field(default_factory=dict)
 
     def decide(self, progress: Callable[[], None] = lambda: None) -> None:
+        """Fills `reasons`; once. `progress` is called for every row."""
         added: list[int] = []
         for row in self.rows:
             progress()

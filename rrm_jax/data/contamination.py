@@ -45,6 +45,7 @@ class Benchmarks:
         return len(self._ids)
 
     def add(self, benchmark: str, id: str, prompt: str) -> None:
+        """A prompt of a benchmark; `id` is shown in what is found. More may be added after a `find`."""
         self._parts.append(shingles(prompt, self._words))
         self._ids.append((benchmark, id))
         self._index = None

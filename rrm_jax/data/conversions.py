@@ -33,6 +33,7 @@ class Input:
     snapshot: Snapshot | None
 
     def count(self) -> int:
+        """Rows, before any is looked at."""
         return len(open_prepared(self.path)) if self.snapshot is None else self.snapshot.count()
 
     def rows(self) -> Iterator[tuple[str, int, Any]]:
@@ -94,6 +95,7 @@ class Tally:
     left_out: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def lines(self) -> list[str]:
+        """All that was counted, for people."""
         lines = [f"rows read: {self.read:,}; written: {self.written:,}"]
         lines += [f"skipped, {reason}: {count:,}" for reason, count in self.skipped.most_common()]
         if self.repeated:
@@ -128,6 +130,7 @@ class Conversion:
     tally: Tally = dataclasses.field(default_factory=Tally)
 
     def records(self) -> Iterator[Record]:
+        """The rows as records, where no target format is asked for."""
         return self._converted(lambda record, rest: (record, {}))
 
     def rows(self) -> Iterator[Row]:

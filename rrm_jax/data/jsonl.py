@@ -157,6 +157,7 @@ class AppendLog:
             ) from None
 
     def close(self) -> None:
+        """Once nothing is to be appended any more."""
         try:
             self._file.close()
         except OSError as error:  # some network file systems report here that rows were not kept

@@ -69,6 +69,7 @@ class NearDuplicates:
         return self._count
 
     def add(self, texts: Sequence[str]) -> None:
+        """The texts of the next row, which are taken together; rows are numbered from 0."""
         if self._count == len(self._signatures):  # in place where the system can, and never twice as much as is needed
             self._signatures.resize((self._count + self._count // 8, PERMUTATIONS), refcheck=False)
         made = row_shingles(texts)

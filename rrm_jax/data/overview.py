@@ -47,6 +47,7 @@ class Lengths:
         self._values = array("I", values)
 
     def add(self, length: int) -> None:
+        """Below 2³²."""
         self._values.append(length)
 
     def __len__(self) -> int:
@@ -75,6 +76,7 @@ class Sample[T]:
         self._heap: list[tuple[int, int, T]] = []
 
     def add(self, name: str, item: T) -> None:
+        """`name` is the item's address: items of one name are all drawn or none."""
         drawn = hashlib.blake2b(f"sample\x1f{self._seed}\x1f{name}".encode(), digest_size=8).digest()
         # The largest hash is at the top; a number of its own, since items need have no order.
         entry = (-int.from_bytes(drawn), -len(self._heap), item)
@@ -126,6 +128,7 @@ class Overview:
         return len(self._texts.intersection(set().union(*(other._texts for other in others))))
 
     def add(self, record: Record) -> None:
+        """Of the overview's kind."""
         self.rows += 1
         responses: list[str] = []
         if isinstance(record, Pair):

@@ -147,6 +147,7 @@ def to_row(record: Pair | Question | Candidates) -> dict[str, Any]:
 
 
 def parse_pair(row: dict[str, Any]) -> Pair:
+    """A row of `pairs`, labelled or not."""
     label = row.get("label")
     if label is not None and (type(label) is not int or label not in (1, 2)):
         raise RowError(f"field 'label' must be 1, 2 or null, not {label!r}")
@@ -165,6 +166,7 @@ def parse_labelled_pair(row: dict[str, Any]) -> Pair:
 
 
 def parse_question(row: dict[str, Any]) -> Question:
+    """A row of `questions`."""
     answer = row.get("answer")
     answer = None if answer is None else checked_text(answer, "answer")
     source, verifier = (checked_text(row.get(key, ""), key) for key in ("source", "verifier"))
@@ -172,6 +174,7 @@ def parse_question(row: dict[str, Any]) -> Question:
 
 
 def parse_candidates(row: dict[str, Any]) -> Candidates:
+    """A row of `candidates`."""
     responses = _field(row, "responses")
     if not isinstance(responses, list) or not responses:
         raise RowError("field 'responses' must be a list of at least one string")
@@ -192,6 +195,7 @@ def parse_candidates(row: dict[str, Any]) -> Candidates:
 
 
 def parse_prompt(row: dict[str, Any]) -> Prompt:
+    """A row of `prompts`, which has just one of text and ids."""
     if ("prompt" in row) == ("prompt_ids" in row):
         raise RowError("exactly one of 'prompt' and 'prompt_ids' is needed")
     if "prompt" in row:

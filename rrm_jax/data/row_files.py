@@ -91,9 +91,11 @@ class PreparedRows:
             yield RawRow(number, encode_row(dataclasses.asdict(record)), record)
 
     def record(self, number: int) -> Record:
+        """By its number, from 1."""
         return self.prepared[number - 1]
 
     def fingerprint(self) -> str:
+        """Of the whole data set, as its files record it."""
         return self.prepared.fingerprint
 
 

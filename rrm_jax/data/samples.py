@@ -36,16 +36,22 @@ class Source(Protocol):
     """Samples of one generator. `name` tells sources apart, `title` is for reading."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Different from that of every other source of a job, and the same in every run of it."""
+        ...
 
     @property
-    def title(self) -> str: ...
+    def title(self) -> str:
+        """As a person knows the generator."""
+        ...
 
     def samples(self) -> Iterator[tuple[Sample, str]]:
         """Each sample with its whole text, thinking included."""
         ...
 
-    def text(self, sample: Sample) -> str: ...
+    def text(self, sample: Sample) -> str:
+        """As it was written, the thinking included; read again from the file."""
+        ...
 
     def response(self, text: str, finish_reason: str | None) -> tuple[str, str | None]:
         """The response that a text ends with, and why it cannot be used, if so: UNFINISHED or CUT_OFF."""
@@ -122,6 +128,8 @@ class SampleLog:
         self, question: str, number: int, content: str, text: str, finish_reason: str, tokens: int,
         truncated_input: bool = False,
     ) -> None:  # fmt: skip
+        """A sample of `question`, `number` from 0; `content` is the digest of the prompt's text. A killed process loses
+        none."""
         row = {"question": question, "sample": number, "content": content, "text": text}
         row |= {"finish_reason": finish_reason, "tokens": tokens}
         self._log.append(row | ({"truncated_input": True} if truncated_input else {}))
@@ -145,6 +153,7 @@ class LoggedSamples:
 
     @classmethod
     def open(cls, path: Path, most: int) -> "LoggedSamples":
+        """Reads the first row alone. RrmError for a file that is no log of samples."""
         try:
             with open(path, "rb") as file:
                 header = decode_row(file.readline())
@@ -154,18 +163,22 @@ class LoggedSamples:
 
     @property
     def name(self) -> str:
+        """The log's file name, without its ending."""
         return self.path.stem
 
     def samples(self) -> Iterator[tuple[Sample, str]]:
+        """Each with its text, in the order written; what was drawn beyond `most` is left out."""
         for offset, row in _rows(self.path):
             if "question" in row and row["sample"] < self.most:
                 about = {"tokens": row["tokens"], "truncated_input": row.get("truncated_input", False)}
                 yield Sample(row["question"], row["sample"], offset, row["finish_reason"], **about), row["text"]
 
     def text(self, sample: Sample) -> str:
+        """As `Source` has it."""
         return _row_at(self.path, sample.offset)["text"]
 
     def response(self, text: str, finish_reason: str | None) -> tuple[str, str | None]:
+        """As `Source` has it."""
         return response_of(text, finish_reason, self.thinking)
 
 
@@ -183,13 +196,16 @@ class CandidateFile:
 
     @property
     def name(self) -> str:
+        """As `Source` has it."""
         return f"candidates {self.path.name}"
 
     @property
     def title(self) -> str:
+        """The path."""
         return str(self.path)
 
     def samples(self) -> Iterator[tuple[Sample, str]]:
+        """Each with its text, row by row."""
         accept = Unique(self.accept)
         for offset, row in _rows(self.path, damaged_is_error=False):
             try:
@@ -204,9 +220,11 @@ class CandidateFile:
                 yield Sample(candidates.id, number, offset, finished[number], correct, tokens[number]), text
 
     def text(self, sample: Sample) -> str:
+        """As `Source` has it."""
         return _row_at(self.path, sample.offset)["responses"][sample.number]
 
     def response(self, text: str, finish_reason: str | None) -> tuple[str, str | None]:
+        """As `Source` has it."""
         return response_of(text, finish_reason, self.thinking)
 
 

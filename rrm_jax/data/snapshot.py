@@ -44,6 +44,7 @@ class Snapshot:
     files: tuple[Path, ...]
 
     def name_of(self, file: Path) -> str:
+        """Of one of its files, below the snapshot's root."""
         return file.name if self.root.is_file() else file.relative_to(self.root).as_posix()
 
     def check_columns(self, columns: Sequence[str], what: str) -> None:

@@ -73,6 +73,7 @@ def refuse_to_overwrite(
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
+    """With their newlines, byte for byte."""
     with open(path, "rb") as file:
         yield from file
 

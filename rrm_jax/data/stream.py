@@ -32,9 +32,11 @@ class Stream[T]:
         return self._rows[self._order[index]]
 
     def epoch(self, index: int) -> int:
+        """How often all rows have been given before that index."""
         return index // len(self._rows)
 
     def batch(self, start: int, count: int) -> list[T]:
+        """The `count` rows from `start` on, across the ends of epochs."""
         return [self[index] for index in range(start, start + count)]
 
 
@@ -74,6 +76,8 @@ class RowStream:
         self._order = _mixed(sources, seed)
 
     def place(self, index: int) -> Place:
+        """Which part, which row of it, in which epoch, and whether a pair's responses change places; nothing is read
+        but the row's id."""
         if len(self._parts) == 1:
             part, at, row = 0, index, self._order[index]
         else:
@@ -90,6 +94,7 @@ class RowStream:
         return self.at(self.place(index))
 
     def batch(self, start: int, count: int) -> list[Any]:
+        """The `count` rows from `start` on, across the ends of epochs."""
         return [self[index] for index in range(start, start + count)]
 
 

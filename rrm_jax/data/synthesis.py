@@ -91,6 +91,7 @@ class Synthesis:
         self._reasons: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
 
     def add(self, one: Marked) -> None:
+        """A sample with what became of it; each once, in any order."""
         self._marked[one.sample.question].append(one)
         self._fates[one.source][one.fate] += 1
 

@@ -45,6 +45,7 @@ class VerifierPool:
         self.close()
 
     def close(self) -> None:
+        """Ends the processes; later jobs would start new ones."""
         for process in self._processes:
             process.close()
         self._processes = []

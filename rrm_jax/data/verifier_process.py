@@ -63,7 +63,7 @@ def _work(jobs: int, answers: int, seconds: float, memory: int) -> None:
             for line in lines:
                 signal.setitimer(signal.ITIMER_PROF, seconds)
                 signal.setitimer(signal.ITIMER_REAL, _WALL * seconds)
-                outcome = resolve_and_verify(line)
+                outcome = _resolve_and_verify(line)
                 signal.setitimer(signal.ITIMER_PROF, 0)
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 os.write(answers, f"{outcome}\n".encode())
@@ -72,12 +72,12 @@ def _work(jobs: int, answers: int, seconds: float, memory: int) -> None:
     os._exit(0)
 
 
-def resolve_and_verify(line: bytes) -> Outcome:
+def _resolve_and_verify(line: bytes) -> Outcome:
     name, response, answer = json.loads(line)
     return resolve(name)(response, answer)
 
 
-def main() -> None:
+def _main() -> None:
     seconds, memory = float(sys.argv[1]), int(sys.argv[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, whose end ends this
     import math_verify  # noqa: F401  # the slow part, once for all children
@@ -100,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _main()

@@ -34,10 +34,12 @@ class Outcome(enum.StrEnum):
 
     @property
     def correct(self) -> bool | None:
+        """None where nobody knows."""
         return {"right": True, "wrong": False, "no answer": False}.get(self.value)
 
     @classmethod
     def of(cls, correct: bool) -> "Outcome":
+        """RIGHT or WRONG."""
         return cls.RIGHT if correct else cls.WRONG
 
 

@@ -49,16 +49,19 @@ class Judgment:
 
     @property
     def winner(self) -> Verdict | None:
+        """1 or 2; None without a majority."""
         ones, twos = (sum(vote.verdict == response for vote in self.votes) for response in (1, 2))
         return None if ones == twos else 1 if ones > twos else 2
 
     @property
     def soft_vote(self) -> float | None:
+        """From 0 to 1; None where no vote has a probability."""
         known = [vote.probability for vote in self.votes if vote.probability is not None]
         return sum(known) / len(known) if known else None
 
     @property
     def tokens(self) -> int:
+        """Written for all votes together."""
         return sum(vote.tokens for vote in self.votes)
 
     def to_row(self) -> dict[str, Any]:
@@ -73,6 +76,7 @@ class Judgment:
 
 
 def content_digest(pair: Pair) -> str:
+    """Of the texts, in this order of the responses; the id and the label count for nothing."""
     return digest([pair.query, pair.response_1, pair.response_2])
 
 
@@ -93,7 +97,9 @@ class JudgesPairs(Protocol):
 
     def judge(
         self, pairs: Iterable[Pair], log: VoteLog | None = None, *, meeting: Callable[[Pair], int] = lambda pair: 0
-    ) -> Iterator[Judgment]: ...
+    ) -> Iterator[Judgment]:
+        """As `Judge.judge`."""
+        ...
 
 
 class Judge:

@@ -54,6 +54,7 @@ class Fitted:
     uncut: int
 
     def messages(self, template: Template, turned: bool) -> Messages:
+        """System and user turn; `turned` shows the responses in the other order."""
         query, one, two = self.texts
         return _messages(template, query, *((two, one) if turned else (one, two)))
 

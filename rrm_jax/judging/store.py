@@ -62,6 +62,7 @@ class Asked:
 
     @functools.cached_property
     def key(self) -> str:
+        """What a vote is stored under."""
         return _key(self.settings, self.texts, self.vote)
 
 
@@ -75,6 +76,7 @@ class StoredVote:
     record: VoteRecord
 
     def to_row(self) -> dict[str, Any]:
+        """JSON."""
         asked = {} if self.asked is None else dataclasses.asdict(self.asked)
         return {"key": self.key, "settings": self.settings, **asked, **dataclasses.asdict(self.record)}
 
@@ -181,6 +183,7 @@ class VoteLog:
                 yield _vote(row)
 
     def close(self) -> None:
+        """Votes that were put are in the file already."""
         self._file.close()
         if self._log is not None:
             self._log.close()

@@ -24,6 +24,7 @@ class Summary:
     agreeing: int = 0  # name the same response in both
 
     def add(self, row: Mapping[str, Any], both_orders: bool) -> None:
+        """`both_orders`: votes come in twos, in the order "12" and then "21"."""
         self.pairs += 1
         self.no_winner += row["winner"] is None
         votes = row["votes"]
@@ -66,6 +67,7 @@ class Summary:
 
 
 def summarise(rows: Iterable[Mapping[str, Any]], both_orders: bool = False) -> Summary:
+    """See `Summary.add`."""
     summary = Summary()
     for row in rows:
         summary.add(row, both_orders)

@@ -70,6 +70,7 @@ class Template:
         return hashlib.sha256(content.encode()).hexdigest()
 
     def prefix(self, thinking: bool) -> str:
+        """What begins the model's turn."""
         return self.thinking_prefix if thinking else self.direct_prefix
 
     def fill(self, query: str, response_1: str, response_2: str) -> str:

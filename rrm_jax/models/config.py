@@ -78,6 +78,7 @@ class DecoderConfig:
 
     @property
     def num_parameters(self) -> int:
+        """Tied embeddings counted once."""
         attention = self.head_dim * (self.hidden_size + 1) * (self.num_heads + 2 * self.num_kv_heads)
         attention += self.head_dim * self.hidden_size * self.num_heads
         layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size

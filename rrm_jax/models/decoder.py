@@ -54,6 +54,7 @@ class Options:
             raise RrmError(f"remat {self.remat!r} is not one of {', '.join(REMAT_POLICIES)}")
 
     def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """`x` with its logical axes (None: not split) placed as `spec` says; as it is on one device."""
         return x if self.spec is None else jax.lax.with_sharding_constraint(x, self.spec(axes))
 
 
@@ -73,7 +74,7 @@ def declare(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...]
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes, hf=hf, init=init)
 
 
-def rms_norm(x, scale, eps: float):
+def _rms_norm(x, scale, eps: float):
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
     return scale.astype(x.dtype) * normed.astype(x.dtype)
@@ -90,6 +91,8 @@ def _contained(k_BKTN, v_BKTN) -> tuple[jax.Array, jax.Array]:
 
 
 class Attention(nnx.Module):
+    """Grouped-query attention with biases on queries, keys and values, and rotary positions."""
+
     def __init__(self, c: DecoderConfig, rngs: nnx.Rngs):
         normal, zeros = nnx.initializers.normal(c.initializer_range), nnx.initializers.zeros
         kv, q = (c.num_kv_heads, c.head_dim), (c.num_heads, c.head_dim)
@@ -134,6 +137,8 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
+    """SwiGLU: down(silu(gate(x)) · up(x))."""
+
     def __init__(self, c: DecoderConfig, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(c.initializer_range)
         self.gate_kernel = declare(
@@ -154,6 +159,8 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
+    """One layer: attention and MLP, each behind an RMS norm and added to what came in."""
+
     def __init__(self, c: DecoderConfig, rngs: nnx.Rngs):
         ones = nnx.initializers.ones
         self.eps = c.rms_eps
@@ -164,10 +171,10 @@ class Block(nnx.Module):
 
     def __call__(self, x_BTD, view: View, window, cache, options: Options):
         with jax.named_scope("attention"):
-            out, kv = self.attention(rms_norm(x_BTD, self.attention_norm[...], self.eps), view, window, cache, options)
+            out, kv = self.attention(_rms_norm(x_BTD, self.attention_norm[...], self.eps), view, window, cache, options)
             x_BTD = options.constrain(x_BTD + out, "batch", None, None)
         with jax.named_scope("mlp"):
-            x_BTD = x_BTD + self.mlp(rms_norm(x_BTD, self.mlp_norm[...], self.eps), options)
+            x_BTD = x_BTD + self.mlp(_rms_norm(x_BTD, self.mlp_norm[...], self.eps), options)
         return options.constrain(x_BTD, "batch", None, None), kv
 
 
@@ -242,14 +249,14 @@ def _run_layers(config: DecoderConfig, params: Params, tokens_BT, view: View, ca
     if not isinstance(params["layers"], list):
         if cache is not None:
             raise ValueError("decoding needs unstacked parameters: call unstack(params) once per hand-over")
-        return rms_norm(_scan_blocks(config, params["layers"], x, view, windows, options), *last_norm), None
+        return _rms_norm(_scan_blocks(config, params["layers"], x, view, windows, options), *last_norm), None
     prefixes = cache.prefix.layers if cache is not None and cache.prefix is not None else [None] * config.num_layers
     caches = zip(cache.layers, prefixes, strict=True) if cache is not None else [None] * config.num_layers
     segments = []
     for layer, window, layer_cache in zip(params["layers"], windows, caches, strict=True):
         x, segment = _run_block(config, layer, x, view, window, layer_cache, options)
         segments.append(segment)
-    return rms_norm(x, *last_norm), segments
+    return _rms_norm(x, *last_norm), segments
 
 
 @functools.lru_cache(maxsize=32)

@@ -55,6 +55,7 @@ def _kaiming(input_axes: int) -> Callable[..., jax.Array]:
 
 
 def num_parameters(config: DecoderConfig, rank: int) -> int:
+    """Of the adapters alone."""
     return sum(math.prod(spec.shape) for spec in jax.tree.leaves(adapter_specs(config, rank), is_leaf=is_spec))
 
 

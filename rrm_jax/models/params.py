@@ -53,6 +53,7 @@ def _specs(config: DecoderConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def is_spec(x: Any) -> bool:
+    """Tells `jax.tree` functions that the leaves of a tree of specs are the specs."""
     return isinstance(x, ParamSpec)
 
 

@@ -160,4 +160,5 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device of the mesh."""
     return NamedSharding(mesh, PartitionSpec())

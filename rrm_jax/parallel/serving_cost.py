@@ -42,6 +42,7 @@ class ServingCost:
 
     @property
     def device_seconds(self) -> float:
+        """Of prefill and decoding, of one replica."""
         return self.devices * (self.prefill_seconds + self.decode_seconds)
 
     @property

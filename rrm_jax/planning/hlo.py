@@ -15,17 +15,23 @@ _TURNS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
 
 @dataclasses.dataclass(frozen=True)
 class Array:
+    """An operand or a result as the text has it: its shape without the layout, and its size in bytes."""
+
     text: str
     shape: tuple[int, ...]
     bytes: int
 
     @property
     def in_vmem(self) -> bool:
+        """Whether the compiler put it into a TPU's fast memory (memory space 1)."""
         return "S(1)" in self.text
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
+    """One line of a computation. `arrays` are its results, `operands` names of other lines; `rest` is what stands
+    behind the operands."""
+
     name: str
     root: bool
     arrays: list[Array]

@@ -33,6 +33,7 @@ class Footprint:
 
     @property
     def total(self) -> int:
+        """Bytes of all that it holds."""
         return sum(self.holds.values())
 
 

@@ -54,6 +54,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
+        """Whether every program compiled, and the largest one fits into a device's usable memory."""
         return self.peak.total <= self.topology.usable and not any(one.failed for one in self.footprints)
 
 

@@ -267,6 +267,7 @@ def keeps_reference(config: TrainConfig) -> bool:
 
 
 def offloads_reference(config: TrainConfig) -> bool:
+    """Whether the run keeps its reference in host memory."""
     return config.dpo.offload_reference if config.method == "dpo" else config.grpo.offload_reference
 
 

@@ -51,9 +51,11 @@ class Phase:
 
     @property
     def bound(self) -> str:
+        """The limit that takes longest: "products", "memory" or "network"."""
         return max(("products", "memory", "network"), key=lambda limit: getattr(self, limit))
 
     def seconds(self, efficiency: float) -> float:
+        """At this share of the roofline."""
         return max(self.products, self.memory, self.network) / efficiency
 
 
@@ -75,6 +77,7 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
+        """Of one step; of sampling and learning only the longer, where they go on `at_once`."""
         parts = [0.0, 0.0]
         for phase in self.phases:
             parts[phase.name in SAMPLING] += phase.seconds(self.efficiency)
@@ -88,6 +91,7 @@ class StepTime:
 
     @property
     def tokens_per_device_second(self) -> float:
+        """What an update goes over, by the whole step's time and all devices."""
         return self.tokens / self.seconds / self.devices
 
 

@@ -13,6 +13,7 @@ THINKING, DIRECT = "#3b6fb6", "#c2703d"
 
 
 def print_table(results: dict[str, Any]) -> None:
+    """On stdout; `results` are the quickstart's results.json."""
     from rich.console import Console
     from rich.table import Table
 

@@ -36,12 +36,15 @@ class Adaptive:
             raise RrmError("budget and parallel must be 0 at least, and correlation from 0 to 1")
 
     def most_comparisons(self, candidates: int) -> int:
+        """The budget; four a candidate where none is given."""
         return 0 if candidates < 2 else self.budget or 4 * candidates
 
     def at_once(self, candidates: int) -> int:
+        """Comparisons of a round after the knockout: a quarter as many as candidates where `parallel` is 0."""
         return self.parallel or max(candidates // 4, 1)
 
     def shape(self, candidates: int) -> tuple[int, int]:
+        """As `Strategy` has it."""
         rounds = [self._own_rounds(n) for n in range(1, candidates + 1)]
         return max(rounds), max(candidates // 2, self.at_once(candidates))
 
@@ -50,6 +53,7 @@ class Adaptive:
         return knockout_rounds(candidates) + math.ceil(left / self.at_once(candidates))
 
     def propose(self, field: Field, games: Games, round_number, num_candidates: int) -> Pairs:
+        """As `Strategy` has it: a knockout's round, or, where that is over, challenges to the leader."""
         table = range(num_candidates + 1)
         knockout_Q = jnp.asarray([knockout_rounds(n) for n in table])[field.count]
         width = self.shape(num_candidates)[1]

@@ -34,6 +34,7 @@ class Pairs(NamedTuple):
 
 
 def field_of(items: Sequence[Item], seed: int) -> Field:
+    """Items in the order of the tournaments [Q]. Same id and seed, same random choices."""
     keys = [divmod(address(seed, item.id), 2**32) for item in items]
     return Field(np.array([item.candidates for item in items], np.int32), np.array(keys, np.uint32).reshape(-1, 2))
 

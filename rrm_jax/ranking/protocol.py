@@ -16,6 +16,7 @@ class Item:
     answers: tuple[str | None, ...] | None = None
 
     def same(self, i: int, j: int) -> bool:
+        """Whether i and j are known to say the same."""
         return self.answers is not None and self.answers[i] is not None and self.answers[i] == self.answers[j]
 
 

@@ -26,6 +26,7 @@ class Point:
 
     @property
     def rate(self) -> float:
+        """The share of right picks."""
         return self.right / self.tournaments
 
     @property

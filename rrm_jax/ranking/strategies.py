@@ -24,7 +24,9 @@ class Strategy(Protocol):
     """Frozen and hashable: jitted programs are kept by strategy. `rating` names the aggregator that goes with it."""
 
     @property
-    def rating(self) -> str: ...
+    def rating(self) -> str:
+        """By its name, as `rating.py` has them."""
+        ...
 
     def shape(self, candidates: int) -> tuple[int, int]:
         """The most rounds that tournaments of up to so many candidates take, and the most games of a round."""
@@ -52,21 +54,24 @@ class RoundRobin:
     rating: str = "elo"
 
     def shape(self, candidates: int) -> tuple[int, int]:
+        """As `Strategy` has it."""
         if not self.in_rounds:
             return 1, max(self.most_comparisons(candidates), 1)
         return max(candidates - 1 + candidates % 2, 1), max(candidates // 2, 1)
 
     def most_comparisons(self, candidates: int) -> int:
+        """n (n − 1) / 2."""
         return candidates * (candidates - 1) // 2
 
     def propose(self, field: Field, games: Games, round_number, num_candidates: int) -> Pairs:
+        """As `Strategy` has it."""
         if not self.in_rounds:
             return _all_pairs(field, num_candidates)
         pairs = _circle(field, round_number, num_candidates)
         if not self.prune:
             return pairs
         out_QC = ~could_win(field, games, num_candidates)
-        both = take(out_QC, pairs.first) & take(out_QC, pairs.second)
+        both = _take(out_QC, pairs.first) & _take(out_QC, pairs.second)
         return pairs._replace(mask=pairs.mask & ~both)
 
 
@@ -86,7 +91,7 @@ def _all_pairs(field: Field, num_candidates: int) -> Pairs:
     bits_QR = jax.vmap(lambda key: bits_at(key, first * 65536 + second))(keys(field, "games"))
     here_QR = (second < jnp.asarray(field.count)[:, None]) & (first < second)
     order_QR = jnp.argsort(jnp.where(here_QR, bits_QR >> 1, jnp.uint32(2**32 - 1)), axis=-1)
-    return Pairs(jnp.asarray(first)[order_QR], jnp.asarray(second)[order_QR], take(here_QR, order_QR))
+    return Pairs(jnp.asarray(first)[order_QR], jnp.asarray(second)[order_QR], _take(here_QR, order_QR))
 
 
 def _circle(field: Field, round_number, num_candidates: int) -> Pairs:
@@ -120,12 +125,15 @@ class RandomOpponents:
             raise RrmError(f"opponents must be 1 at least, not {self.opponents}")
 
     def shape(self, candidates: int) -> tuple[int, int]:
+        """As `Strategy` has it."""
         return 1, max(self.most_comparisons(candidates), 1)
 
     def most_comparisons(self, candidates: int) -> int:
+        """n × opponents; fewer candidates than that have n − 1 opponents each."""
         return candidates * min(self.opponents, candidates - 1)
 
     def propose(self, field: Field, games: Games, round_number, num_candidates: int) -> Pairs:
+        """As `Strategy` has it."""
         each = max(min(self.opponents, num_candidates - 1), 1)
         mine, theirs = (x.astype(np.int32) for x in np.divmod(np.arange(num_candidates**2), num_candidates))
 
@@ -165,12 +173,15 @@ class Knockout:
             raise RrmError("seeding is a number of rounds, and a given bracket has none")
 
     def shape(self, candidates: int) -> tuple[int, int]:
+        """As `Strategy` has it; rounds of seeding come first."""
         return self.seeding + knockout_rounds(candidates), max(candidates // 2, 1)
 
     def most_comparisons(self, candidates: int) -> int:
+        """n − 1, and ⌊n / 2⌋ for each round of seeding."""
         return candidates - 1 + self.seeding * (candidates // 2)
 
     def propose(self, field: Field, games: Games, round_number, num_candidates: int) -> Pairs:
+        """As `Strategy` has it."""
         if not self.seeding:
             order = candidate_bits(field, num_candidates, "bracket")
             if self.bracket is not None:
@@ -184,16 +195,17 @@ class Knockout:
             places = self.seeding * max(num_candidates // 2, 1)
             theta_QC = fit(tally(part(games, 0, places), num_candidates), field.count).theta
             drawn = jnp.argsort(candidate_bits(field, num_candidates, "bracket"), axis=-1)
-            best_first = jnp.argsort(-take(jnp.where(real(field, num_candidates), theta_QC, -jnp.inf), drawn), axis=-1)
-            seeds = jnp.argsort(take(drawn, best_first), axis=-1).astype(jnp.uint32)
+            best_first = jnp.argsort(-_take(jnp.where(real(field, num_candidates), theta_QC, -jnp.inf), drawn), axis=-1)
+            seeds = jnp.argsort(_take(drawn, best_first), axis=-1).astype(jnp.uint32)
             later = part(games, places, games.mask.shape[1])
             return knockout_round(field, later, round_number - self.seeding, num_candidates, seeds, seeded=True)
 
-        swiss = lambda: swiss_round(field, games, round_number, num_candidates)  # noqa: E731
+        swiss = lambda: _swiss_round(field, games, round_number, num_candidates)  # noqa: E731
         return jax.lax.cond(round_number < self.seeding, swiss, bracket)
 
 
 def knockout_rounds(candidates: int) -> int:
+    """⌈log₂ n⌉, 1 at least."""
     return max(math.ceil(math.log2(max(candidates, 1))), 1)
 
 
@@ -238,7 +250,7 @@ def knockout_round(field, games: Games, round_number, num_candidates: int, order
         in_order_QC = jnp.pad(in_order_QC, ((0, 0), (0, 1)))
     if seeded:
         first = in_order_QC[:, : len(place_R)]
-        second = take(in_order_QC, jnp.clip(number_Q - 1 - place_R, 0, num_candidates - 1))
+        second = _take(in_order_QC, jnp.clip(number_Q - 1 - place_R, 0, num_candidates - 1))
     else:
         first, second = in_order_QC[:, 0 : 2 * len(place_R) : 2], in_order_QC[:, 1 : 2 * len(place_R) : 2]
     return Pairs(first, second, 2 * place_R + 1 < number_Q)
@@ -270,18 +282,21 @@ class Swiss:
     rating: str = "bradley-terry"
 
     def shape(self, candidates: int) -> tuple[int, int]:
+        """As `Strategy` has it."""
         return self.rounds or knockout_rounds(candidates) + 2, max(candidates // 2, 1)
 
     def most_comparisons(self, candidates: int) -> int:
+        """⌊n / 2⌋ a round."""
         return self.shape(candidates)[0] * (candidates // 2)
 
     def propose(self, field: Field, games: Games, round_number, num_candidates: int) -> Pairs:
-        pairs = swiss_round(field, games, round_number, num_candidates)
+        """As `Strategy` has it."""
+        pairs = _swiss_round(field, games, round_number, num_candidates)
         own_Q = jnp.asarray([self.shape(n)[0] for n in range(num_candidates + 1)])[field.count]
         return pairs._replace(mask=pairs.mask & (round_number < own_Q)[:, None])
 
 
-def swiss_round(field: Field, games: Games, round_number, num_candidates: int) -> Pairs:
+def _swiss_round(field: Field, games: Games, round_number, num_candidates: int) -> Pairs:
     tallies = tally(games, num_candidates)
     met_QCC = tallies.count + jnp.swapaxes(tallies.count, -1, -2)
     played_QC = jnp.sum(met_QCC, axis=-1)
@@ -312,7 +327,7 @@ def swiss_round(field: Field, games: Games, round_number, num_candidates: int) -
     return jax.vmap(one)(jnp.asarray(field.count), points_QC, played_QC, met_QCC, bits_QC, real_QC)
 
 
-def take(x_QC, index_QR) -> jax.Array:
+def _take(x_QC, index_QR) -> jax.Array:
     return jnp.take_along_axis(x_QC, index_QR, axis=-1)
 
 

@@ -164,6 +164,8 @@ def _padded(field: Field) -> Field:
 
 
 def check_items(items: Sequence[Item], strategy: Strategy, stop: Stop = Stop()) -> None:
+    """Raises RrmError for items that cannot be played: no candidates, an id that comes twice, answers or a bracket of
+    another length, or more than MOST_GAMES comparisons."""
     seen = set()
     for item in items:
         if item.candidates < 1:

@@ -41,14 +41,17 @@ class Plan:
 
     @property
     def votes(self) -> int:
+        """Of all studies and seeds, those that the studies share counted once."""
         return sum(line.votes for line in self.lines)
 
     @property
     def tokens(self) -> float:
+        """Written, in expectation."""
         return sum(line.new_tokens for line in self.lines)
 
     @property
     def hours(self) -> float:
+        """Device-hours of judging."""
         return sum(line.cost.device_seconds for line in self.lines) / 3600
 
 

@@ -42,6 +42,7 @@ class Reproduced:
 
     @property
     def complete(self) -> bool:
+        """Whether no study lacks what it reads."""
         return not any(section.missing for section in self.sections)
 
 

@@ -75,13 +75,15 @@ class Given:
         self._requests = iter(requests)
 
     def take(self, most: int, idle: bool) -> Sequence[Request]:
+        """As `Source` has it; `idle` makes no difference, as all requests are there from the start."""
         return list(itertools.islice(self._requests, most))
 
     def cancelled(self) -> Collection[Request]:
+        """Nothing ever is."""
         return ()
 
     def drawn(self, request: Request, token_ids: Sequence[int], model_logprobs: Sequence[float]) -> None:
-        pass
+        """Nobody listens."""
 
 
 class GenerateCall:

@@ -112,11 +112,13 @@ def begin(rows: Rows, progress: Progress, fresh_B) -> Progress:
 
 
 def idle(batch: int) -> Progress:
+    """Of `batch` rows in which nothing is at work."""
     whole, no = jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool)
     return Progress(whole, whole, ~no, no, no, no, no, whole - 1, whole - 1, whole - 1, whole + jnp.nan)
 
 
 def temperature(rows: Rows, progress: Progress) -> jax.Array:
+    """[B] float32: 0 where a row now takes the likeliest token."""
     return jnp.where(progress.greedy, 0.0, rows.temperature)
 
 

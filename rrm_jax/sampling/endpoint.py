@@ -85,6 +85,7 @@ class Endpoint:
         )
 
     async def close(self) -> None:
+        """Closes its connections."""
         await self._client.aclose()
 
     async def post[T](self, path: str, body: dict[str, Any], read: Callable[[Any], T], address: str) -> T:

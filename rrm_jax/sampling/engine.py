@@ -90,6 +90,7 @@ class OnMesh:
             return self._jitted(*args, **static)
 
     def lower(self, *args, **static) -> jax.stages.Lowered:
+        """As `jax.jit(…).lower` does: what is compiled, without running it."""
         with jax.set_mesh(self._mesh):
             return self._jitted.lower(*args, **static)
 
@@ -110,6 +111,7 @@ def memory_maps() -> int:
 def programs(
     config: DecoderConfig, options: Options, mesh: Mesh | None, cache_dtype: Any, weight_dtype: Any
 ) -> Programs:
+    """One for these settings in a process: samplers alike share what is compiled."""
     return Programs(config, options, mesh, cache_dtype, weight_dtype)
 
 

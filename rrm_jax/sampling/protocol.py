@@ -116,6 +116,8 @@ class Completion:
 
 
 class Generator(Protocol):
+    """Whatever writes completions: the sampler, a server, or a fake in tests."""
+
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yields one Completion per request, in whatever order they finish."""
         ...

@@ -47,6 +47,7 @@ class Resident:
 
     @property
     def ready(self) -> bool:
+        """Whether rows may start from it: all its columns are computed."""
         return self.filled == len(self.ids)
 
 
@@ -82,10 +83,12 @@ class Schedule:
     # Requests
 
     def add(self, request: Request) -> None:
+        """At the end of the queue of its prompt."""
         self.waiting.setdefault(request.prompt_ids, collections.deque()).append(request)
         self.waiting_count += 1
 
     def live(self) -> list[int]:
+        """Rows at work."""
         return [at for at, work in enumerate(self.rows) if work is not None]
 
     def finish(self, row: int) -> None:
@@ -335,6 +338,7 @@ class Schedule:
         return best, (shared if best is not None else 0)
 
     def prefilling(self) -> bool:
+        """Whether any prompt on the device still has columns to compute."""
         return any(resident is not None and not resident.ready for resident in self.residents)
 
     def next_chunk(self) -> Chunk | None:

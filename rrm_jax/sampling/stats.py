@@ -42,6 +42,7 @@ class Stats:
 
     @classmethod
     def of(cls, sampler: "Sampler") -> "Stats":
+        """Zeros, with what this sampler reads a step and how fast its devices read; from now on the time runs."""
         config, leaves = sampler.config, jax.tree.leaves(sampler._params)
         devices = leaves[0].sharding.device_set
         device = accelerator_of(next(iter(devices)))
@@ -62,6 +63,7 @@ class Stats:
 
     @property
     def seconds(self) -> float:
+        """Since the start; it goes on when the call has ended."""
         return time.perf_counter() - self.started
 
     @property

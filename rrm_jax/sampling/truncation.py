@@ -97,7 +97,7 @@ def within(weights_BNW, bracket: Bracket, target_B, worth) -> jax.Array:
 
     Where they are more, they are all of one weight, or `bracket.low` is as good as any.
     """
-    low_B, high_B = value(bracket.low), value(bracket.high)
+    low_B, high_B = _value(bracket.low), _value(bracket.high)
     inside = (weights_BNW >= low_B[:, None, None]) & (weights_BNW < high_B[:, None, None])
     inside_BNW = jnp.where(inside, weights_BNW, 0.0)
     floor_B, found_B = among_heaviest(inside_BNW, jnp.max(inside_BNW, axis=-1), target_B - bracket.high_sum, worth)
@@ -121,7 +121,7 @@ def narrow(weights_BNW, wants_B, target_B, low_B, whole_B, worth) -> Bracket:
     aim_B = log_odds(target_B)
 
     def unsettled(bracket):
-        least_B = worth(value(bracket.low))  # what a token that is kept at `low` is worth at least
+        least_B = worth(_value(bracket.low))  # what a token that is kept at `low` is worth at least
         spare = bracket.low_sum - target_B >= least_B
         many = bracket.low_sum - bracket.high_sum >= (_CLOSE + 0.5) * least_B
         return wants_B & spare & many & (bracket.high - bracket.low > 1)
@@ -135,7 +135,7 @@ def narrow(weights_BNW, wants_B, target_B, low_B, whole_B, worth) -> Bracket:
         move = jnp.clip((width.astype(jnp.float32) * part).astype(jnp.int32), 1, width - 1)
         moves = unsettled(bracket)
         middle = bracket.low + move
-        middle_sum = at_least(weights_BNW, value(middle), worth)
+        middle_sum = at_least(weights_BNW, _value(middle), worth)
         up, down = moves & (middle_sum >= target_B), moves & ~(middle_sum >= target_B)
         return Bracket(
             jnp.where(up, middle, bracket.low),
@@ -147,8 +147,8 @@ def narrow(weights_BNW, wants_B, target_B, low_B, whole_B, worth) -> Bracket:
         )
 
     nothing_B = jnp.zeros_like(target_B)
-    above_all = jnp.full_like(wants_B, code(jnp.float32(1)) + 1, jnp.int32)
-    start = Bracket(code(low_B), above_all, whole_B, nothing_B, nothing_B, jnp.int32(0))
+    above_all = jnp.full_like(wants_B, _code(jnp.float32(1)) + 1, jnp.int32)
+    start = Bracket(_code(low_B), above_all, whole_B, nothing_B, nothing_B, jnp.int32(0))
     return jax.lax.while_loop(lambda bracket: jnp.any(unsettled(bracket)), body, start)
 
 
@@ -158,12 +158,13 @@ def at_least(weights_BNW, floor_B, worth) -> jax.Array:
 
 
 def mass(weight) -> jax.Array:
+    """For top-p: a token counts by its weight."""
     return weight
 
 
-def code(weight) -> jax.Array:
+def _code(weight) -> jax.Array:
     return jax.lax.bitcast_convert_type(weight, jnp.int32)
 
 
-def value(code) -> jax.Array:
+def _value(code) -> jax.Array:
     return jax.lax.bitcast_convert_type(code, jnp.float32)

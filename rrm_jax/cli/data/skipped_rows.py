@@ -26,6 +26,7 @@ class SkippedRows:
         self._partial.unlink(missing_ok=True)
 
     def add(self, skipped: Skipped) -> None:
+        """Of any reason; only malformed rows are told of on stderr."""
         if skipped.reason == MALFORMED:
             self._malformed(f"{skipped.file}:{skipped.row}: {skipped.why}")
         self._file.write(encode_row(dataclasses.asdict(skipped)))

@@ -128,6 +128,7 @@ class Answered:
     question: "Question"
 
     def marked(self, outcomes: "list[Outcome]") -> dict[str, Any]:
+        """The row with `answers`, `outcomes` and `correct`, which is null where one of them is not known."""
         from rrm_jax.data.answers import final_answer, strip_thinking
 
         correct = [outcome.correct for outcome in outcomes]
@@ -227,6 +228,7 @@ class Tally:
         self._disagreements: list[str] = []
 
     def add(self, row: Answered, outcomes: "list[Outcome]") -> None:
+        """`outcomes` are those of the row's responses, in their order."""
         from rrm_jax.data.answers import final_answer, strip_thinking
 
         self._rows += 1

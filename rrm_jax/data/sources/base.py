@@ -51,6 +51,7 @@ class Source:
     configure: Callable[[dict[str, str]], "Source"] | None = None
 
     def describe(self) -> str:
+        """With its place on the Hugging Face hub, where it has one."""
         return f"{self.name} ({self.hub})" if self.hub else self.name
 
 

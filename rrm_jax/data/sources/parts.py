@@ -14,11 +14,17 @@ Assign = Callable[[int, Pair | Question], str]
 
 
 class Parts(Protocol):
-    @property
-    def names(self) -> tuple[str, ...]: ...
+    """A rule that splits a data set; `assign` makes a function from it that says of each row where it belongs."""
 
     @property
-    def seed(self) -> int: ...
+    def names(self) -> tuple[str, ...]:
+        """Of the parts, in the order that users see."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Where the user names none."""
+        ...
 
     def assign(self, count: Callable[[], int], records: Callable[[], Iterable[Pair | Question]], seed: int) -> Assign:
         """`count()` is the number of rows, `records()` all that can be used of them, each once."""
@@ -37,6 +43,7 @@ class ShuffledRows:
     names: tuple[str, ...] = ("train", "test")
 
     def assign(self, count: Callable[[], int], records: Callable[[], Iterable[Pair | Question]], seed: int) -> Assign:
+        """As `Parts` has it. RrmError for a snapshot that leaves no test rows."""
         import numpy as np
 
         rows = count()
@@ -61,6 +68,7 @@ class HashedRecords:
     seed: int = 0
 
     def assign(self, count: Callable[[], int], records: Callable[[], Iterable[Pair | Question]], seed: int) -> Assign:
+        """As `Parts` has it; goes over all records once."""
         import numpy as np
 
         scores = np.sort(np.fromiter((_score(seed, record.id) for record in records()), np.uint64))

@@ -31,12 +31,15 @@ class Skipped:
 
 @dataclasses.dataclass
 class Tally:
+    """Counts over a snapshot's rows. `skipped` is by reason."""
+
     read: int = 0
     kept: int = 0
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
     kept_by_source: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def lines(self) -> list[str]:
+        """All that was counted, for people."""
         lines = [f"rows read: {self.read:,}; kept: {self.kept:,}"]
         lines += [f"skipped, {reason}: {count:,}" for reason, count in self.skipped.most_common()]
         if len(self.kept_by_source) > 1:
