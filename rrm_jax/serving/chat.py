@@ -203,6 +203,8 @@ class Conversation:
         yield event("[DONE]")
 
     async def answer(self, receive: Receive, seconds: float) -> Response:
+        """The whole answer, or a stream of its chunks, whichever was asked for. When the reader leaves, or after
+        `seconds`, its rows are free again. Raises HttpError."""
         if self._stream:
             return EventStream(self._chunks(), seconds, self.close, lambda error: event(error.body))
         try:

@@ -36,6 +36,7 @@ class Client:
         return self.post("/compare", list(groups))
 
     def chat(self, messages: Sequence[dict[str, str]], model: str, **how: Any) -> dict[str, Any]:
+        """The server's answer, JSON; `how` are further fields of the request, such as `temperature`."""
         return self.post("/v1/chat/completions", {"model": model, "messages": list(messages)} | how)
 
     def rewards(self, queries: Sequence[str], responses: Sequence[str], **how: Any) -> list[float]:

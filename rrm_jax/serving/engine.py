@@ -43,6 +43,7 @@ class Ticket(Future[Completion]):
         self.request, self.on_tokens, self._engine = request, on_tokens, engine
 
     def cancel(self) -> bool:
+        """As `Future` has it; the engine hears of it."""
         if not super().cancel():
             return False
         self._engine._withdraw(self)
@@ -148,6 +149,7 @@ class Engine:
     # For the call, in the engine's thread
 
     def take(self, most: int, idle: bool) -> Sequence[Request]:
+        """As `sampling.call.Source` has it; with `idle` it waits until a request comes, or the engine is closed."""
         with self._changed:
             while idle and not self._waiting and not self._closed:
                 self._changed.wait()
@@ -159,6 +161,7 @@ class Engine:
         return [ticket.request for ticket in tickets]
 
     def cancelled(self) -> Collection[Request]:
+        """As `sampling.call.Source` has it."""
         if not self._cancelled:
             return ()
         with self._changed:
@@ -168,6 +171,7 @@ class Engine:
             return cancelled
 
     def drawn(self, request: Request, token_ids: Sequence[int], model_logprobs: Sequence[float]) -> None:
+        """As `sampling.call.Source` has it; the ticket's `on_tokens` is told."""
         self.tokens += len(token_ids)
         ticket = self._taken.get(id(request))
         if ticket is not None and ticket.on_tokens is not None:
@@ -218,6 +222,8 @@ def _resolve(ticket: Ticket, result: Completion | Exception) -> None:
 
 
 class Listen(Protocol):
+    """How an `EngineGenerator`'s owner hears of tokens as they are drawn."""
+
     def __call__(self, request: Request) -> OnTokens | None:
         """Who wants to hear of a request's tokens; called in the asker's thread when it is submitted."""
         ...
@@ -237,11 +243,13 @@ class EngineGenerator:
         self._wanted = True
 
     def cancel(self) -> None:
+        """From any thread; what waits in `generate` ends with Withdrawn."""
         self._wanted = False
         self._ended.put(None)
         self._engine.wake()
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """As `Generator` has it. Raises Withdrawn after `cancel`, and what the engine raised where it failed."""
         if isinstance(requests, Sequence):
             for request in requests:
                 self._engine.sampler.check(request)

@@ -48,6 +48,8 @@ class Gathering:
         self._playing: set[asyncio.Task] = set()
 
     async def rewards(self, body: RemoteRewardRequest) -> list[Rewarded]:
+        """For each rollout of the request, in its order. Waits for those of other requests that belong to the same
+        groups."""
         pairs = list(zip(body.prompts, body.query, strict=True))
         responses = [response_of(text, prompt) for prompt, text in pairs]
         if not self._size:

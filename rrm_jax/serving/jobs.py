@@ -39,18 +39,22 @@ class SharedLog(VoteLog):
         super().__init__(path, **how)
 
     def get(self, key: str) -> VoteRecord | None:
+        """As `VoteLog` has it."""
         with self._threads:
             return super().get(key)
 
     def put(self, asked: Asked, record: VoteRecord) -> VoteRecord:
+        """As `VoteLog` has it."""
         with self._threads:
             return super().put(asked, record)
 
     def add(self, vote: StoredVote) -> tuple[StoredVote, bool]:
+        """As `VoteLog` has it."""
         with self._threads:
             return super().add(vote)
 
     def declare(self, settings) -> str:
+        """As `VoteLog` has it."""
         with self._threads:
             return super().declare(settings)
 
@@ -104,6 +108,7 @@ class Job:
             raise RrmError(str(error)) from None
 
     def tell(self, event: str, data: dict[str, Any]) -> None:
+        """An event for whoever listens; `data` is JSON."""
         if self._tell is not None:
             self._tell(event, data)
 
@@ -114,6 +119,7 @@ class Job:
             yield pair
 
     def judged(self, judgment: Judgment) -> None:
+        """Counts a pair's votes, and tells of it where it is a match of a tournament."""
         self._metrics.verdicts(vote.verdict for vote in judgment.votes)
         if about := _about(judgment.pair):
             self.tell("match", about | _outcome(outcome_of(judgment, turned=False)))
@@ -132,6 +138,7 @@ def _about(pair: Pair) -> dict[str, Any]:
 
 
 def judge_pair(job: Job, body: JudgeRequest) -> dict[str, Any]:
+    """A row as `rrm judge` writes it. Raises RrmError, and Withdrawn when the job is cancelled."""
     pair = Pair("", body.query, body.response_1, body.response_2)
     pair = dataclasses.replace(pair, id=content_digest(pair) if body.id is None else body.id)
     judge = job.judge(body) if body.order is None else job.judge(body, order=body.order)
@@ -140,6 +147,7 @@ def judge_pair(job: Job, body: JudgeRequest) -> dict[str, Any]:
 
 
 def rank_responses(job: Job, body: RankRequest) -> dict[str, Any]:
+    """A row as `rrm rank` writes it. Raises RrmError, and Withdrawn when the job is cancelled."""
     stop = None if body.stop is None else str(body.stop)
     entry = parse_entry(body.strategy, rating=body.rating, stop=stop, budget=body.budget)
     if entry.votes != 1:

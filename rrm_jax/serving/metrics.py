@@ -19,6 +19,7 @@ class Metrics:
         self._verdicts: collections.Counter[str] = collections.Counter()
 
     def request(self, route: str, status: int, seconds: float) -> None:
+        """A request that was answered with `status` after so long."""
         with self._lock:
             self._requests[route, status] += 1
             self._seconds[route] += seconds
@@ -26,10 +27,12 @@ class Metrics:
             counts[sum(seconds > end for end in BUCKETS)] += 1
 
     def verdicts(self, verdicts: Iterable[int | None]) -> None:
+        """One for each vote; None is an invalid one."""
         with self._lock:
             self._verdicts.update("invalid" if verdict is None else str(verdict) for verdict in verdicts)
 
     def text(self, gauges: dict[str, float], counters: dict[str, float]) -> str:
+        """With the gauges and counters of the engine, by their names without "rrm_"."""
         with self._lock:
             lines = ["# TYPE rrm_requests_total counter"]
             for (route, status), count in sorted(self._requests.items()):

@@ -16,17 +16,21 @@ _TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_f
 
 
 class HttpError(Exception):
+    """An answer that is an error, to be raised: its HTTP status, what was wrong, and OpenAI's `code` for it."""
+
     def __init__(self, status: int, message: str, code: str, headers: dict[str, str] | None = None):
         super().__init__(message)
         self.status, self.message, self.code, self.headers = status, message, code, headers
 
     @property
     def body(self) -> dict[str, Any]:
+        """As OpenAI has it, JSON."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         message = self.message.encode(errors="replace").decode()
         return {"error": {"message": message, "type": kind, "code": self.code}}
 
     def response(self) -> JSONResponse:
+        """The body with its status and headers."""
         return JSONResponse(self.body, self.status, self.headers)
 
 

@@ -22,10 +22,14 @@ class Body(BaseModel):
 
 
 class Answer(BaseModel):
+    """An answer's body. Numbers that are not finite are null."""
+
     model_config = ConfigDict(ser_json_inf_nan="null")
 
 
 class ErrorDetail(Answer):
+    """What was wrong, for people (`message`) and for programs."""
+
     message: str
     type: str
     code: str | None = None
@@ -41,6 +45,8 @@ class ErrorAnswer(Answer):
 
 
 class TextPart(Body):
+    """A part of a message: text is the only kind that is taken."""
+
     type: Literal["text"]
     text: Text
 
@@ -54,6 +60,8 @@ class Message(BaseModel):
 
 
 class StreamOptions(Body):
+    """With `include_usage` a last chunk counts the tokens."""
+
     include_usage: bool = False
 
 
@@ -88,6 +96,8 @@ class ChatRequest(Body):
 
 
 class TokenLogprob(Answer):
+    """A token as it was drawn. `top_logprobs` is always empty."""
+
     token: str
     logprob: float
     bytes: list[int]
@@ -95,16 +105,22 @@ class TokenLogprob(Answer):
 
 
 class ChoiceLogprobs(Answer):
+    """Of every token that was drawn, thinking included, but for the one that ends it."""
+
     content: list[TokenLogprob]
 
 
 class ChatMessage(Answer):
+    """`reasoning_content` is the thinking, null where there is none or it was asked not to be apart."""
+
     role: Literal["assistant"]
     content: str | None
     reasoning_content: str | None
 
 
 class Choice(Answer):
+    """One of the `n` answers."""
+
     index: int
     message: ChatMessage
     logprobs: ChoiceLogprobs | None
@@ -112,12 +128,16 @@ class Choice(Answer):
 
 
 class Usage(Answer):
+    """Tokens of the prompt, once, and of all choices together."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
 
 
 class ChatAnswer(Answer):
+    """As OpenAI's."""
+
     id: str
     object: Literal["chat.completion"]
     created: int
@@ -127,6 +147,8 @@ class ChatAnswer(Answer):
 
 
 class Model(Answer):
+    """As OpenAI's; `max_model_len` bounds prompt and new tokens together."""
+
     id: str
     object: Literal["model"]
     created: int
@@ -135,6 +157,8 @@ class Model(Answer):
 
 
 class Models(Answer):
+    """As OpenAI's; the one model that is served."""
+
     object: Literal["list"]
     data: list[Model]
 
@@ -165,6 +189,9 @@ class JudgeRequest(Judging):
 
 
 class VoteAnswer(Answer):
+    """A sample of the judge. `order` "21" showed the second response first; `verdict` counts in the request's order;
+    null: the text has none."""
+
     order: Literal["12", "21"]
     verdict: Literal[1, 2] | None
     text: str
@@ -271,15 +298,22 @@ class RemoteRewardRequest(BaseModel):
 
 
 class RemoteRewardAnswer(Answer):
+    """As OpenRLHF reads it: a number for each rollout, in the request's order, under both names; `extra_logs` has each
+    one's rating and `invalid`."""
+
     rewards: list[float]
     scores: list[float]
     extra_logs: dict[str, list[float]]
 
 
 class Health(Answer):
+    """The process answers, whether or not the model is loaded."""
+
     status: Literal["alive"]
 
 
 class Ready(Answer):
+    """The model is loaded and answers."""
+
     status: Literal["ready"]
     model: str

@@ -59,6 +59,7 @@ class Service:
             self.log.close()
 
     def metrics_text(self) -> str:
+        """What /metrics answers; zeros for an engine that is not there yet."""
         engine = self.engine
         gauges: dict[str, float] = {"queue_depth": 0, "busy_rows": 0, "rows": self.rows, "ready": 0}
         counters: dict[str, float] = {"tokens_total": 0, "completions_total": 0, "programs_compiled_total": 0}
@@ -69,6 +70,8 @@ class Service:
         return self.metrics.text(gauges, counters)
 
     def job(self, hear: "Hearing | None" = None) -> Job:
+        """A request's work. HttpError 503 before the model is loaded and 429 while too many requests wait;
+        EngineFailed."""
         engine = self.ready()
         if engine.full:
             raise HttpError(429, f"{engine.queued} requests wait already; try again later", "queue_full", RETRY)
@@ -111,6 +114,7 @@ class Hearing:
         self._names = itertools.count()
 
     def tell(self, name: str, data: dict[str, Any]) -> None:
+        """From any thread."""
         self._put((name, data, None, ()))
 
     def hear(self, about: dict[str, Any]) -> OnTokens:
@@ -119,12 +123,14 @@ class Hearing:
         return lambda ids, logprobs: self._put(("tokens", data, written, ids))
 
     def end(self) -> None:
+        """Nothing more will be told."""
         self._told.put_nowait(None)
 
     def _put(self, news: tuple[str, dict, Written | None, Sequence[int]]) -> None:
         self._loop.call_soon_threadsafe(self._told.put_nowait, news)
 
     async def events(self) -> AsyncIterator[bytes]:
+        """What is told, as it is told, until `end`."""
         while (news := await self._told.get()) is not None:
             name, data, written, ids = news
             if written is None:

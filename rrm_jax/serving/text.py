@@ -17,6 +17,7 @@ class Detokenizer:
         self._from = self._given = 0  # tokens that are decoded again for what they do to the next, and those given out
 
     def feed(self, ids: Sequence[int]) -> str:
+        """The text that is certain now, "" where the tokens end within a character."""
         self._ids += ids
         before, now = self._texts()
         if now.endswith("\ufffd"):  # perhaps the beginning of a character
@@ -25,6 +26,7 @@ class Detokenizer:
         return now[len(before) :]
 
     def end(self) -> str:
+        """What was held back."""
         before, now = self._texts()
         return now[len(before) :]
 
@@ -40,6 +42,7 @@ class Stopper:
         self._stops, self._held, self.hit = stops, "", False
 
     def feed(self, text: str) -> str:
+        """What can be given out; "" once a string was hit."""
         if self.hit:
             return ""
         self._held += text
@@ -52,6 +55,7 @@ class Stopper:
         return out
 
     def end(self) -> str:
+        """What was held back, where no string was hit."""
         out, self._held = ("" if self.hit else self._held), ""
         return out
 
@@ -89,6 +93,7 @@ class Written:
         self.tokens, self.stopped = 0, False
 
     def feed(self, ids: Sequence[int]) -> list[tuple[Field, str]]:
+        """The pieces that can be given out, each with the field of the message that it belongs to."""
         pieces: list[tuple[Field, str]] = []
         run: list[int] = []
         for token in ids:
