@@ -1,0 +1,1 @@
+"""Model directories: Hugging Face safetensors and parameters, checkpoints, the state of training runs."""

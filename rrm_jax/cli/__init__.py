@@ -1,0 +1,1 @@
+"""The `rrm` command: one thin module a verb, and what verbs share."""

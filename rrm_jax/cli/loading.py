@@ -31,6 +31,7 @@ class MalformedRows:
         self._rest, self._strict, self.count = rest, strict, 0
 
     def __call__(self, message: str) -> None:
+        """Takes what was wrong with a row, and where. RrmError with `strict`."""
         from rrm_jax.errors import RrmError
 
         if self._strict:

@@ -52,6 +52,7 @@ class Problems:
     names = ("empty query", "empty response", "identical responses")
 
     def __call__(self, number: int, record: Record) -> Reason | None:
+        """As `Filter` has it."""
         responses = responses_of(record)
         if not record.query.strip():
             return Reason("empty query")
@@ -70,6 +71,7 @@ class RepeatedIds:
         self._seen: set[int] = set()
 
     def __call__(self, number: int, record: Record) -> Reason | None:
+        """As `Filter` has it."""
         key = int.from_bytes(digest([record.id])[:8])
         if key in self._seen:
             return Reason("repeated id", record.id)
@@ -89,6 +91,7 @@ class TokenLimits:
     names = ("long query", "long response", "short response")
 
     def __call__(self, number: int, record: Record) -> Reason | None:
+        """As `Filter` has it."""
         if self.max_query is not None and (tokens := self.count(record.query)) > self.max_query:
             return Reason("long query", f"{tokens} tokens")
         if self.max_response is None and self.min_response is None:
@@ -111,6 +114,7 @@ class Languages:
     names = ("language",)
 
     def __call__(self, number: int, record: Record) -> Reason | None:
+        """As `Filter` has it."""
         for text in (record.query, *(responses_of(record) if self.responses else ())):
             found = self.languages.other(text)
             if found is not None:
@@ -127,6 +131,7 @@ class Contamination:
     names = ("contaminated",)
 
     def __call__(self, number: int, record: Record) -> Reason | None:
+        """As `Filter` has it."""
         found = self.benchmarks.find(record.query)
         if not found:
             return None
@@ -147,6 +152,7 @@ class Duplicates:
         self._by, self._first = by, dict[bytes, int]()
 
     def __call__(self, number: int, record: Record) -> Reason | None:
+        """As `Filter` has it."""
         query, *responses = map(normalise, texts_of(record, self._by))
         first = self._first.setdefault(digest([query, *sorted(responses)]), number)
         return None if first == number else Reason("duplicate", matched=[{"row": first}])

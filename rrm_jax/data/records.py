@@ -99,6 +99,7 @@ class Unique:
         self._parse, self._seen = parse, set()
 
     def __call__(self, row: dict[str, Any]):
+        """The record of a row, by the wrapped parser; raises RowError."""
         record = self._parse(row)
         if record.id in self._seen:
             raise RowError(f"id {record.id!r} appears twice; ids must be unique")

@@ -1,0 +1,1 @@
+"""A judge: what it is shown, the verdicts that are read in what it writes, and the store that keeps them."""

@@ -152,6 +152,7 @@ class MLP(nnx.Module):
         )
 
     def __call__(self, x_BTD, options: Options):
+        """[B, T, D]."""
         gate = product("btd,fd->btf", x_BTD, self.gate_kernel[...])
         up = product("btd,fd->btf", x_BTD, self.up_kernel[...])
         hidden = options.constrain(jax.nn.silu(gate) * up, "batch", None, "mlp")
@@ -170,6 +171,7 @@ class Block(nnx.Module):
         self.mlp_norm = declare(rngs, (c.hidden_size,), ("norm",), ones, "post_attention_layernorm.weight")
 
     def __call__(self, x_BTD, view: View, window, cache, options: Options):
+        """Output [B, T, D] and the layer's Segment, as `Attention` gives it."""
         with jax.named_scope("attention"):
             out, kv = self.attention(_rms_norm(x_BTD, self.attention_norm[...], self.eps), view, window, cache, options)
             x_BTD = options.constrain(x_BTD + out, "batch", None, None)

@@ -1,0 +1,1 @@
+"""Meshes, processes that work together, and what accelerators can do."""

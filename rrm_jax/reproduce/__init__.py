@@ -1,0 +1,1 @@
+"""All studies of the paper at one scale, in one report."""

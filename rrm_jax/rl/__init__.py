@@ -1,0 +1,1 @@
+"""Rewards, advantages, log-probabilities and losses, as pure functions."""

@@ -28,7 +28,9 @@ class Term(NamedTuple):
 class Surrogate(Protocol):
     """`ratio`: π / π_old of tokens, or of their responses; `advantage`; `logprob`: log π of tokens. All [B, C]."""
 
-    def __call__(self, ratio: jax.Array, advantage: jax.Array, logprob: jax.Array, clip: Clip) -> Term: ...
+    def __call__(self, ratio: jax.Array, advantage: jax.Array, logprob: jax.Array, clip: Clip) -> Term:
+        """The loss of every token, before it is weighted."""
+        ...
 
 
 def clipped_ratio(ratio: jax.Array, advantage: jax.Array, logprob: jax.Array, clip: Clip) -> Term:

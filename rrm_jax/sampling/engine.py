@@ -86,6 +86,7 @@ class OnMesh:
         self._jitted, self._mesh = jitted, mesh
 
     def __call__(self, *args, **static):
+        """As the jitted function."""
         with jax.set_mesh(self._mesh):
             return self._jitted(*args, **static)
 

@@ -1,0 +1,1 @@
+"""`rrm serve`: one engine that all requests share, over HTTP, and a client for trainers."""

@@ -28,6 +28,7 @@ class Guard:
         self._most_bytes, self._most_open, self._seconds, self._open = most_bytes, most_open, seconds, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         started, status = time.monotonic(), 499  # the client has gone

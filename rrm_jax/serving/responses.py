@@ -106,6 +106,7 @@ class EventStream(Response):
         self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it; returns when all is sent, or the reader has gone."""
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:

@@ -18,7 +18,9 @@ class OpenJudge(Protocol):
 
     def __call__(
         self, judge: JudgeConfig, *, seed: int, votes: int, order: OrderPolicy, thinking_budget: int | None
-    ) -> Judge: ...
+    ) -> Judge:
+        """`thinking_budget` None: unbounded. Raises RrmError for a judge that cannot be asked so."""
+        ...
 
 
 @dataclasses.dataclass

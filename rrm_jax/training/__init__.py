@@ -1,0 +1,1 @@
+"""The loops: GRPO, supervised and DPO, and all that a run keeps."""

@@ -46,6 +46,7 @@ class Encode:
     thinking: bool
 
     def __call__(self, pair: Pair) -> Encoded:
+        """Prompts of at most `max_prompt_tokens`."""
         texts = pair.query, strip_thinking(pair.response_1), strip_thinking(pair.response_2)
         fitted = fit(self.template, self.tokenizer, texts, self.max_prompt_tokens, self.thinking)
         return Encoded(fitted.ids, fitted.turned_ids, fitted.truncated)
