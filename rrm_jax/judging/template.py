@@ -147,6 +147,12 @@ def _toml(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+def choose_template(name: str | Path | None, trained: Path) -> Template:
+    """The template of that name or file; None: the one in the file `trained`, where there is one, else the default.
+    Raises RrmError."""
+    return load_template(name if name is not None else trained if trained.is_file() else "default")
+
+
 def check_template(
     template: Template, facts: Mapping[str, Any], names: Iterable[str] = (), thinking: bool = True
 ) -> str | None:

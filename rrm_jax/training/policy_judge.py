@@ -12,14 +12,12 @@ from rrm_jax.checkpoints.load import load_model
 from rrm_jax.checkpoints.sources import open_source
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.judging.judge import Judge
-from rrm_jax.judging.template import check_template, load_template
-from rrm_jax.models.attention import choose_backend
-from rrm_jax.models.decoder import Options
-from rrm_jax.parallel.mesh import partition_spec, platform_of
+from rrm_jax.judging.template import check_template, choose_template
 from rrm_jax.parallel.offload import to_device, to_host
+from rrm_jax.sampling.opening import sampler_of
 from rrm_jax.sampling.protocol import Decoding, Generator
 from rrm_jax.sampling.remote import RemoteGenerator
-from rrm_jax.sampling.sampler import Sampler, position_limit
+from rrm_jax.sampling.sampler import position_limit
 from rrm_jax.training.policy_config import TournamentJudgeConfig
 from rrm_jax.training.run import Report, Run
 
@@ -31,8 +29,7 @@ class PolicyJudge:
         source = open_source(settings.model)
         for note in source.notes:
             report(note)
-        own = source.assets / JUDGE_TEMPLATE
-        template = load_template(settings.template or (own if own.is_file() else "default"))
+        template = choose_template(settings.template, source.assets / JUDGE_TEMPLATE)
         thinking = settings.thinking
         thinking = bool(source.facts.get("judge_thinking", True)) if thinking is None else thinking
         if warning := check_template(template, source.facts, [str(source.path)], thinking):
@@ -92,9 +89,7 @@ class _Weights:
         # On one device there is nothing to split: what waited there would be a second copy.
         self._idle = "ready" if settings.idle == "sharded" and mesh.size == 1 else settings.idle
         loaded = load_model(settings.model, mesh=mesh, dtype=dtype, stacked=True)
-        attention = choose_backend(loaded.config, dtype, platform_of(mesh))
-        options = Options(dtype, attention.backend, spec=partition_spec)
-        self.sampler = Sampler(loaded.config, loaded.params, options, mesh, settings.batch_size)
+        self.sampler = sampler_of(loaded, mesh, dtype, settings.batch_size)
         if self._idle == "ready":
             return
         self.sampler.release()

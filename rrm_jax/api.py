@@ -1,0 +1,62 @@
+"""A model's directory as a judge, in one call."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rrm_jax.checkpoints.assets import JUDGE_TEMPLATE
+from rrm_jax.checkpoints.load import load_model
+from rrm_jax.data.tokenizer import Tokenizer
+from rrm_jax.errors import RrmError
+from rrm_jax.judging.judge import Judge
+from rrm_jax.judging.template import check_template, choose_template
+from rrm_jax.parallel.mesh import make_mesh
+from rrm_jax.sampling.opening import sampler_of
+from rrm_jax.sampling.protocol import Decoding
+from rrm_jax.sampling.sampler import position_limit
+
+
+def open_judge(
+    model: str | Path,
+    *,
+    template: str | Path | None = None,
+    thinking: bool | None = None,
+    temperature: float = 0.6,
+    max_new_tokens: int = 8192,
+    batch_size: int = 32,
+    dtype: Any = None,
+    **options: Any,
+) -> Judge:
+    """The judge in a directory: a Hugging Face model, a converted checkpoint, or a training run. On all devices.
+
+    `template` (a packaged name or a file) and `thinking` are, where they are None, what the model was trained with
+    here; else "default", and True. `dtype` None: float32 on CPU, else bfloat16. `batch_size` sequences are decoded
+    together. `options` are a `Judge`'s: votes, seed, order, max_prompt_tokens, thinking_budget, constrain_verdict.
+
+    Warns where the template is not the one that the weights were trained with. Raises RrmError for a path that is no
+    model, has no tokenizer, or has no room for `max_new_tokens` after a prompt.
+    """
+    compute = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
+    mesh = make_mesh()
+    loaded = load_model(model, mesh=mesh, dtype=compute)
+    tokenizer = Tokenizer.load(loaded.assets)
+    shown = choose_template(template, loaded.assets / JUDGE_TEMPLATE)
+    thinks = bool(loaded.facts.get("judge_thinking", True)) if thinking is None else thinking
+    if warning := check_template(shown, loaded.facts, [Path(model).resolve().name], thinks):
+        warnings.warn(warning, stacklevel=2)
+    room = position_limit(loaded.config) - max_new_tokens
+    if room < 1:
+        raise RrmError(f"max_new_tokens {max_new_tokens} leaves no room for a prompt; give fewer")
+    options["max_prompt_tokens"] = min(options.get("max_prompt_tokens", 4096), room)
+    return Judge(
+        sampler_of(loaded, None if mesh.size == 1 else mesh, compute, batch_size),
+        tokenizer,
+        shown,
+        Decoding(temperature, max_new_tokens=max_new_tokens),
+        thinking=thinks,
+        model=f"{loaded.fingerprint} in {compute.name}",
+        **options,
+    )
