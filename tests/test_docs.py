@@ -23,6 +23,7 @@ import pytest
 import typer
 from safetensors.numpy import save_file
 
+import rrm_jax
 from rrm_jax.cli.main import _app, app
 from rrm_jax.config import find_config, load_config
 from rrm_jax.data.tokenizer import Tokenizer
@@ -380,6 +381,8 @@ def run(words: list[str], monkeypatch) -> None:
 @pytest.mark.parametrize("block", PYTHON, ids=str)
 def test_python_reads_and_what_it_imports_is_there(block: Block):
     for node in ast.walk(ast.parse(textwrap.dedent(block.text).replace("…", "..."))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "rrm_jax":
+            assert hasattr(rrm_jax, node.attr), f"rrm_jax has no {node.attr}"
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rrm_jax"):
             module = importlib.import_module(node.module or "")
             assert [name.name for name in node.names if not hasattr(module, name.name)] == []

@@ -4,6 +4,8 @@ import functools
 
 FOLDER = "reference/api"
 ROOMS = {
+    "rrm_jax": ("What those need who only use a judge; also at the top, as `rrm_jax.open_judge`, `rank` and `Pair`.",
+                ["api"]),
     "judging": ("A judge, its votes and its prompt.",
                 ["judging.judge", "judging.template", "judging.prompt", "judging.verdict", "judging.store"]),
     "ranking": ("Strategies, ratings and stop rules, for whoever can compare i with j.",
