@@ -34,7 +34,7 @@ from sampling import SMALL  # pyrefly: ignore[missing-import]
 
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
-from rrm_jax.judging.prompt import build_prompt
+from rrm_jax.judging.prompt import fit
 from rrm_jax.judging.template import load_template
 from rrm_jax.testing import write_hf_checkpoint
 
@@ -89,12 +89,15 @@ def job_of(case: str, directory: Path, steps: int) -> dict[str, Any]:
     rows = write_pairs(directory / "pairs.jsonl", PROMPTS * steps)
     tokenizer = Tokenizer.load(model)
     shown = [
-        build_prompt(
-            load_template(template), tokenizer, row["query"], row["response_1"], row["response_2"],
-            max_prompt_tokens=PROMPT, thinking=False,
+        fit(
+            load_template(template),
+            tokenizer,
+            (row["query"], row["response_1"], row["response_2"]),
+            PROMPT,
+            thinking=False,
         )
         for row in rows
-    ]  # fmt: skip
+    ]
     if any(len(prompt.ids) != PROMPT or prompt.truncated for prompt in shown):
         raise SystemExit(f"a prompt does not have {PROMPT} tokens")
     return {

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,22 @@ def provenance(config: dict[str, Any], seed: int | None, inputs: dict[str, str |
 def write_provenance(path: str | Path, **facts: Any) -> None:
     """Writes `provenance(**facts)` as JSON to `path`."""
     Path(path).write_text(json.dumps(provenance(**facts), indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def refuse_inputs_as_outputs(written: Iterable[Path], read: Iterable[Path | None]) -> None:
+    """RrmError where a file that a job reads (None: it reads none such) is one that it writes."""
+    places = {path.resolve() for path in written}
+    for path in read:
+        if path is not None and path.resolve() in places:
+            raise RrmError(f"{path} would be written to; choose another --out")
+
+
+def earlier_results(results: Iterable[Path], run: Path) -> list[Path]:
+    """Those of a job's results that are there and not empty. RrmError where its `run` is not: they are another's."""
+    present = [path for path in results if path.is_file() and path.stat().st_size]
+    if present and not run.is_file():
+        raise RrmError(f"{present[0]} exists, but not {run}, so it is not this job's; choose another --out")
+    return present
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,15 +59,17 @@ def command(
       rrm rank --model runs/judge --candidates candidates.jsonl --out ranked.jsonl
     """
     from rrm_jax.cli.backend import open_generator
-    from rrm_jax.cli.data.verify import read_questions, write_rows
-    from rrm_jax.cli.loading import Progress, fit_positions, warn
+    from rrm_jax.cli.data.verify import read_questions
+    from rrm_jax.cli.loading import Progress, exit_if_skipped, fit_positions, warn
     from rrm_jax.data.prepared import content_file
     from rrm_jax.data.samples import LoggedSamples, SampleLog
+    from rrm_jax.data.whole_files import write_jsonl
     from rrm_jax.evaluation.answering import Sampling
-    from rrm_jax.provenance import pinned
+    from rrm_jax.provenance import earlier_results, pinned, refuse_inputs_as_outputs
 
     run = out.with_name(out.name + ".run.json")
-    _refuse_to_overwrite(out, run, questions)
+    refuse_inputs_as_outputs((out, run), [questions])
+    earlier_results([out], run)
     asked, skipped = read_questions(questions, strict, verifiable=False)
     progress = Progress("answering", sampling.n * len(asked))
     generator = open_generator(models, progress)
@@ -89,23 +91,12 @@ def command(
             progress.begin(drawing.done)
             drawn = drawing.run(generator, tokenizer, generator.takes_messages, progress.advance)
         counts: collections.Counter[str] = collections.Counter()
-        write_rows(out, _rows(asked, LoggedSamples.open(log.path, sampling.n), policy.prefix, counts))
+        write_jsonl(out, _rows(asked, LoggedSamples.open(log.path, sampling.n), policy.prefix, counts))
     print(f"responses: {counts['responses']} ({drawn} drawn now) to {len(asked)} questions, {counts['tokens']} tokens")
     print(f"cut off at the token limit: {counts['cut off']}; in their thinking: {counts['unfinished thinking']}")
     if drawing.cut:
         warn(f"the end of {len(drawing.cut)} question(s) was cut off to fit, such as of id {drawing.cut[0]!r}")
-    if skipped:
-        warn(f"{skipped} malformed row(s) of {questions} were skipped")
-        raise typer.Exit(1)
-
-
-def _refuse_to_overwrite(out: Path, run: Path, questions: Path) -> None:
-    from rrm_jax.errors import RrmError
-
-    if questions.resolve() in [out.resolve(), run.resolve()]:
-        raise RrmError(f"{questions} would be written to; choose another --out")
-    if out.is_file() and out.stat().st_size and not run.is_file():
-        raise RrmError(f"{out} exists, but not {run}, so it is not this job's; choose another --out")
+    exit_if_skipped(skipped, f"malformed row(s) of {questions}")
 
 
 def _rows(

@@ -33,7 +33,7 @@ def command(
       rrm compare RRM=runs/rrm.pandalm RRM=runs/rrm.llmbar Direct=runs/direct.pandalm --intervals
       rrm compare runs/a runs/b --format latex --depth 2 --out table.tex
     """
-    from rrm_jax.data.jsonl import write_whole
+    from rrm_jax.data.whole_files import write_whole
     from rrm_jax.evaluation.comparison import joined, read_line, render
 
     read = [read_line(spec, depth) for spec in evaluations]

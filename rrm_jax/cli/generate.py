@@ -11,8 +11,10 @@ from rrm_jax.cli.options import ModelOptions, Strict, with_options
 from rrm_jax.cli.sampling_options import SamplingOptions, decoding_settings
 
 if TYPE_CHECKING:
+    from rrm_jax.cli.backend import Writer
+    from rrm_jax.cli.loading import Progress
     from rrm_jax.data.tokenizer import Tokenizer
-    from rrm_jax.sampling.protocol import Completion
+    from rrm_jax.sampling.protocol import Completion, Decoding
 
 
 @with_options
@@ -48,18 +50,14 @@ def command(
         --prompts prompts.jsonl --out there.jsonl
     """
     from rrm_jax.cli.backend import open_generator
-    from rrm_jax.cli.loading import Progress, check_rows, warn
-    from rrm_jax.data.jsonl import AppendLog, Reader
+    from rrm_jax.cli.loading import Progress, check_rows, exit_if_skipped
     from rrm_jax.data.records import Unique
     from rrm_jax.errors import RrmError
-    from rrm_jax.provenance import write_provenance
-    from rrm_jax.sampling.protocol import Request
 
     progress = Progress("generating")
     generator = open_generator(models, progress, needs_tokenizer=False)
     tokenizer = generator.tokenizer
-    stop_ids = tokenizer.stop_ids if tokenizer else _stop_ids(generator.assets)
-    decoding = sampling.decoding(generator, stop_ids)
+    decoding = sampling.decoding(generator, tokenizer.stop_ids if tokenizer else _stop_ids(generator.assets))
     room = generator.max_positions - sampling.max_new_tokens
     if room < 1:
         raise RrmError(
@@ -69,21 +67,34 @@ def command(
     parse = prompt_parser(tokenizer, generator.vocab_size, room, generator.takes_messages)
     contents: dict[str, str] = {}
     skipped = check_rows(prompts, Unique(parse), strict, lambda row: contents.update({row.id: row.content}))
+    _complete(generator, decoding, sampling, prompts, parse, contents, out, progress)
+    exit_if_skipped(skipped, f"row(s) of {prompts}")
+
+
+def _complete(
+    generator: "Writer", decoding: "Decoding", sampling: SamplingOptions, prompts: Path,
+    parse: Callable[[dict[str, Any]], "EncodedPrompt"], contents: dict[str, str], out: Path, progress: "Progress",
+) -> None:  # fmt: skip
+    """Draws what is not in OUT yet, and appends it; `contents` has the prompts' digests by id."""
+    from rrm_jax.cli.loading import warn
+    from rrm_jax.data.jsonl import AppendLog, Reader
+    from rrm_jax.data.records import Unique
+    from rrm_jax.errors import RrmError
+    from rrm_jax.provenance import earlier_results, pinned
+    from rrm_jax.sampling.protocol import Request
+
+    tokenizer, run = generator.tokenizer, out.with_name(out.name + ".run.json")
     settings = {
-        "model": generator.identity,
-        "tokenizer": tokenizer.fingerprint if tokenizer else None,
-        "decoding": decoding_settings(decoding),
-    }
-    facts = out.with_name(out.name + ".run.json")
+        "model": generator.identity, "tokenizer": tokenizer.fingerprint if tokenizer else None,
+        "decoding": decoding_settings(decoding), "seed": sampling.seed,
+    }  # fmt: skip
+    earlier_results([out], run)
+    wanted = {(row_id, sample) for row_id in contents for sample in range(sampling.n)}
     with AppendLog(out) as log:
         done: dict[Any, Any] = {(row.get("id"), row.get("sample")): row.get("content") for row in log.rows()}
-        if done:
-            _check_settings(out, facts, settings | {"seed": sampling.seed})
         for (row_id, _), content in done.items():
             if contents.get(row_id, content) != content:
                 raise RrmError(f"{out}: the row with id {row_id!r} completes another prompt; choose another --out")
-        write_provenance(facts, config=settings | {"n": sampling.n}, seed=sampling.seed, inputs={"prompts": prompts})
-        wanted = {(row_id, sample) for row_id in contents for sample in range(sampling.n)}
 
         def requests() -> Iterator[Request]:
             for _, row in Reader(prompts, Unique(parse)):
@@ -91,7 +102,7 @@ def command(
                     if (row.id, sample) not in done:
                         yield Request(row.id, row.ids, decoding, sample, sampling.seed, row.messages)
 
-        with progress:
+        with pinned(run, config=settings, seed=sampling.seed, inputs={"prompts": prompts}, anew=not done), progress:
             progress.begin(len(done.keys() & wanted), len(wanted))
             for completion in generator.generate(requests()):
                 log.append(_row(completion, tokenizer, contents[completion.request.id]))
@@ -99,9 +110,6 @@ def command(
         if foreign := len(done.keys() - wanted):
             warn(f"{out} also holds {foreign} row(s) that are not asked for now")
     print(f"completions: {len(wanted)} ({len(wanted - done.keys())} drawn now) of {len(contents)} prompts")
-    if skipped:
-        warn(f"{skipped} row(s) of {prompts} were skipped")
-        raise typer.Exit(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,25 +169,6 @@ def _stop_ids(assets: Path) -> tuple[int, ...]:
             eos = json.loads((assets / name).read_text(encoding="utf-8")).get("eos_token_id")
             stops.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
     return tuple(sorted(stops))
-
-
-def _check_settings(out: Path, facts: Path, settings: dict[str, Any]) -> None:
-    """Rows that were drawn under other settings are not gone on with."""
-    import json
-
-    from rrm_jax.errors import RrmError
-
-    if not facts.is_file():
-        raise RrmError(f"{out} exists, but not {facts}, so it cannot be gone on with; choose another --out")
-    try:
-        before = json.loads(facts.read_text(encoding="utf-8"))
-        earlier = before["config"] | {"seed": before["seed"]}
-    except (ValueError, KeyError, TypeError):
-        raise RrmError(f"{facts} is damaged, so {out} cannot be gone on with; choose another --out") from None
-    changed = [key for key in settings if earlier.get(key) != settings[key]]
-    if changed:
-        lines = "".join(f"\n  {key}: was {earlier.get(key)!r}, is now {settings[key]!r}" for key in changed)
-        raise RrmError(f"{out} was begun with other settings; choose another --out, or give the same:{lines}")
 
 
 def _row(completion: "Completion", tokenizer: "Tokenizer | None", content: str) -> dict[str, Any]:

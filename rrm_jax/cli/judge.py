@@ -47,15 +47,15 @@ def command(
         --pairs pairs.jsonl --out there.jsonl
     """
     from rrm_jax.cli.backend import open_generator
-    from rrm_jax.cli.judge_options import open_judge
-    from rrm_jax.cli.loading import Progress, check_rows, warn
+    from rrm_jax.cli.judge_options import open_judge, votes_beside
+    from rrm_jax.cli.loading import Progress, check_rows, exit_if_skipped, warn
     from rrm_jax.data.jsonl import AppendLog, Reader
     from rrm_jax.data.records import Pair, Unique, parse_pair
     from rrm_jax.errors import RrmError
     from rrm_jax.judging.judge import content_digest
     from rrm_jax.judging.store import VoteLog
     from rrm_jax.judging.summary import summarise
-    from rrm_jax.provenance import pinned
+    from rrm_jax.provenance import earlier_results, pinned
 
     digests: dict[str, str] = {}
 
@@ -67,11 +67,8 @@ def command(
     generator = open_generator(models, progress)
     judge = open_judge(generator, judging, order=order, keep_thinking=keep_thinking)
     run = out.with_name(out.name + ".run.json")
-    if out.is_file() and out.stat().st_size and not run.is_file():
-        raise RrmError(f"{out} exists, but not {run}, so it cannot be gone on with; choose another --out")
-    store = verdicts or out.with_name(out.name + ".votes.jsonl")
-    if store.resolve() in (out.resolve(), run.resolve()):
-        raise RrmError(f"--verdicts {store} is where results are written; name another file")
+    earlier_results([out], run)
+    store = votes_beside(out, verdicts, (out, run))
     inputs: dict[str, str | Path] = {"pairs": pairs}
     with (
         pinned(run, config=judge.settings, seed=judging.seed, inputs=inputs),
@@ -93,6 +90,4 @@ def command(
             print(line)
         if foreign := len(done.keys() - digests.keys()):
             warn(f"{out} also holds {foreign} row(s) whose ids are not in {pairs}; they are not counted above")
-    if skipped:
-        warn(f"{skipped} malformed row(s) of {pairs} were skipped")
-        raise typer.Exit(1)
+    exit_if_skipped(skipped, f"malformed row(s) of {pairs}")

@@ -1,6 +1,7 @@
 """What the verbs that judge share: their options, and the judge that the options describe."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +9,7 @@ import typer
 
 from rrm_jax.cli.backend import Writer
 from rrm_jax.cli.loading import fit_positions, warn
+from rrm_jax.cli.options import Temperature
 
 if TYPE_CHECKING:
     from rrm_jax.judging.judge import Judge, OrderPolicy
@@ -22,7 +24,7 @@ class JudgeOptions:
 
     votes: Annotated[int, typer.Option(min=1, help="Samples a comparison; the majority decides it.")] = 1
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of sampling, and of all that is shuffled.")] = 0
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6
+    temperature: Temperature = 0.6
     top_p: Annotated[float, typer.Option(max=1.0, help="In (0, 1].")] = 1.0
     max_new_tokens: Annotated[
         int | None,
@@ -114,10 +116,20 @@ def open_judge(
         raise RrmError(str(error)) from None
 
 
+def votes_beside(out: Path, verdicts: Path | None, results: Sequence[Path]) -> Path:
+    """The store of a job's votes: OUT.votes.jsonl, unless --verdicts names another. RrmError where that is one of the
+    job's `results`."""
+    from rrm_jax.errors import RrmError
+
+    store = verdicts or out.with_name(out.name + ".votes.jsonl")
+    if store.resolve() in [path.resolve() for path in results]:
+        raise RrmError(f"--verdicts {store} is where results are written; name another file")
+    return store
+
+
 def open_template(assets: Path, name: str | None) -> "Template":
     """The template of that name or file; without one, what the model was trained with here, or else the default."""
     from rrm_jax.checkpoints.assets import JUDGE_TEMPLATE
-    from rrm_jax.judging.template import load_template
+    from rrm_jax.judging.template import choose_template
 
-    own = assets / JUDGE_TEMPLATE
-    return load_template(name if name is not None else own if own.is_file() else "default")
+    return choose_template(name, assets / JUDGE_TEMPLATE)

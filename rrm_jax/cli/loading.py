@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 if TYPE_CHECKING:
     from rrm_jax.cli.options import DeviceOptions
     from rrm_jax.data.tokenizer import Tokenizer
@@ -21,6 +23,13 @@ _REPORTED = 20
 def warn(message: str) -> None:
     """On stderr, at once."""
     print(message, file=sys.stderr, flush=True)
+
+
+def exit_if_skipped(skipped: int, what: str = "malformed row(s)") -> None:
+    """Where rows were skipped, says so on stderr and ends the verb with exit code 1."""
+    if skipped:
+        warn(f"{skipped} {what} were skipped")
+        raise typer.Exit(1)
 
 
 class MalformedRows:
@@ -79,11 +88,10 @@ def open_model(
     import jax.numpy as jnp
 
     from rrm_jax.checkpoints.load import load_model
-    from rrm_jax.models.attention import choose_backend
-    from rrm_jax.models.decoder import Options
-    from rrm_jax.parallel.mesh import make_mesh, partition_spec
+    from rrm_jax.parallel.mesh import make_mesh
     from rrm_jax.sampling.lookup import PromptLookup
-    from rrm_jax.sampling.sampler import BLOCK, Sampler
+    from rrm_jax.sampling.opening import sampler_of
+    from rrm_jax.sampling.sampler import BLOCK
 
     devices, compute = make_mesh(parse_mesh(options.mesh)), parse_dtype(options.dtype)
     started = time.perf_counter()
@@ -93,16 +101,13 @@ def open_model(
         f"loaded {options.model}: {loaded.config.num_parameters / 1e6:,.1f} M parameters in {compute.name} on "
         f"{devices.size} {jax.default_backend()} device(s), {time.perf_counter() - started:.1f} s"
     )
-    choice = choose_backend(loaded.config, compute)
-    warn(str(choice))
-    alone = devices.size == 1
     cache, weights = (None if x == "auto" else jnp.dtype(x) for x in (options.cache_dtype, options.weight_dtype))
-    return Sampler(
-        loaded.config,
-        loaded.params,
-        Options(dtype=compute, attention=choice.backend, spec=None if alone else partition_spec),
-        None if alone else devices,
+    return sampler_of(
+        loaded,
+        None if devices.size == 1 else devices,
+        compute,
         options.batch_size,
+        warn,
         block=BLOCK if block is None else block,
         cache_dtype=cache,
         weight_dtype=weights,

@@ -10,6 +10,14 @@ import typer
 
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first malformed row, before anything is run.")]
 
+ConfigFile = Annotated[str, typer.Argument(help="A YAML file, or the name of one that comes with the package.")]
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, as key=value.")]
+
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
+
+TopP = Annotated[float, typer.Option(max=1.0, help="In (0, 1]: draw from the most probable tokens.")]
+
 Verdicts = Annotated[
     Path | None,
     typer.Option(

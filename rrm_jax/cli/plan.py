@@ -4,13 +4,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rrm_jax.cli.options import ConfigFile, Overrides
+
 if TYPE_CHECKING:
     from rrm_jax.planning.memory import Footprint
 
 
 def command(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of one that comes with the package.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, as key=value.")] = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
     topology: Annotated[
         str,
         typer.Option(

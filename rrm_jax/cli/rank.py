@@ -1,8 +1,6 @@
 """`rrm rank`: the best of many candidates, by pairwise tournaments."""
 
 import dataclasses
-import json
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rrm_jax.cli.backend import open_generator
-from rrm_jax.cli.judge_options import JudgeOptions, open_judge
-from rrm_jax.cli.loading import Progress, check_rows, warn
+from rrm_jax.cli.judge_options import JudgeOptions, open_judge, votes_beside
+from rrm_jax.cli.loading import Progress, check_rows, exit_if_skipped, warn
 from rrm_jax.cli.options import ModelOptions, Strict, Verdicts, with_options
 from rrm_jax.data.answers import canonical, final_answer, last_boxed, strip_thinking
 from rrm_jax.data.jsonl import Reader
 from rrm_jax.data.records import Candidates, Unique, parse_candidates
+from rrm_jax.data.whole_files import KEPT, write_jsonl
 from rrm_jax.errors import RrmError
+from rrm_jax.provenance import earlier_results
 
 if TYPE_CHECKING:
     from rrm_jax.evaluation.ranking_report import Tournament
@@ -107,8 +107,7 @@ def command(
       rrm rank --model runs/judge --backend http://localhost:8000 --backend-model rrm-7b \\
         --candidates candidates.jsonl --out there.jsonl --picture there.html
     """
-    from rrm_jax.evaluation.ranking_picture import picture_format, write_picture
-    from rrm_jax.evaluation.ranking_report import ranking_table, tournament_of
+    from rrm_jax.evaluation.ranking_picture import picture_format
     from rrm_jax.evaluation.tournament import comparer
     from rrm_jax.judging.store import VoteLog
     from rrm_jax.provenance import pinned
@@ -133,30 +132,33 @@ def command(
     judge = open_judge(open_generator(models, progress), judging)
     settings = judge.settings | {"ranking": dataclasses.asdict(ranking)}
     started = time.perf_counter()
-    store = verdicts or out.with_name(out.name + ".votes.jsonl")
-    if store.resolve() in (out.resolve(), run_path.resolve()):
-        raise RrmError(f"--verdicts {store} is where results are written; name another file")
+    store = votes_beside(out, verdicts, (out, run_path))
     inputs: dict[str, str | Path] = {"candidates": candidates}
     with pinned(run_path, config=settings, seed=judging.seed, inputs=inputs), VoteLog(store, report=warn) as log:
         with progress:
             compare = comparer(judge, log, rows, progress.advance)
             how = {"seed": judging.seed, "rating": entry.rating, "stop": entry.stop, "invalid": ranking.invalid}
             ranked = run_tournaments(items, entry.strategy, compare, **how)
-        results = [one.result for one in ranked]
-        _write(out.with_name(out.name + ".games.jsonl"), _games(ranked))
-        _write(out, map(dataclasses.asdict, results))
-    reports = [tournament_of(one.result, rows[one.result.id].responses, one.rounds, ranking.strategy) for one in ranked]
+        write_jsonl(out.with_name(out.name + ".games.jsonl"), _games(ranked), KEPT)
+        write_jsonl(out, (dataclasses.asdict(one.result) for one in ranked), KEPT)
+    _report(ranked, rows, ranking.strategy, show, picture)
+    print(f"{log.written} votes drawn now, {log.found} found in the store; {time.perf_counter() - started:.1f} s")
+    exit_if_skipped(skipped, f"malformed row(s) of {candidates}")
+
+
+def _report(
+    ranked: Sequence["Ranked"], rows: Mapping[str, Candidates], strategy: str, show: int, picture: Path | None
+) -> None:
+    from rrm_jax.evaluation.ranking_picture import write_picture
+    from rrm_jax.evaluation.ranking_report import ranking_table, tournament_of
+
+    reports = [tournament_of(one.result, rows[one.result.id].responses, one.rounds, strategy) for one in ranked]
     for report in reports[:show]:
         print("\n".join([f"query {report.id}", *ranking_table(report, most=16), ""]))
-    lines = summary(rows, results, reports)
+    lines = summary(rows, [one.result for one in ranked], reports)
     if picture:
-        write_picture(picture, reports, f"Ranking by {ranking.strategy}", lines)
-    for line in lines:
-        print(line)
-    print(f"{log.written} votes drawn now, {log.found} found in the store; {time.perf_counter() - started:.1f} s")
-    if skipped:
-        warn(f"{skipped} malformed row(s) of {candidates} were skipped")
-        raise typer.Exit(1)
+        write_picture(picture, reports, f"Ranking by {strategy}", lines)
+    print("\n".join(lines))
 
 
 def answers_of(row: Candidates, rule: str) -> tuple[str | None, ...] | None:
@@ -179,10 +181,8 @@ def _most_comparisons(entry: Any, candidates: int) -> int:
 
 def _refuse_to_overwrite(out: Path, run_path: Path, ids: Iterable[str], candidates: Path) -> None:
     """OUT is replaced as a whole, which must lose nothing but an older result of the same job."""
-    if not out.is_file() or not out.stat().st_size:
+    if not earlier_results([out], run_path):
         return
-    if not run_path.is_file():
-        raise RrmError(f"{out} exists, but not {run_path}, so it is not this job's; choose another --out")
     lost = {row.get("id") for _, row in Reader(out, lambda row: row)} - set(ids)
     if lost:
         raise RrmError(f"{out} holds {len(lost)} row(s) whose ids are not in {candidates}; choose another --out")
@@ -199,19 +199,6 @@ def _games(ranked: Sequence["Ranked"]) -> Iterable[dict[str, Any]]:
                 met[pair] = met.get(pair, -1) + 1
                 place = {"id": one.result.id, "round": number, "i": match.i, "j": match.j, "meeting": met[pair]}
                 yield place | dataclasses.asdict(match.outcome)
-
-
-def _write(out: Path, rows: Iterable[dict[str, Any]]) -> None:
-    unfinished = out.with_name(out.name + ".part")
-    try:
-        with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
-        os.replace(unfinished, out)
-    except OSError as error:
-        raise RrmError(
-            f"cannot write {out}: {error.strerror or error}; every vote is kept, run again to go on"
-        ) from None
 
 
 def summary(rows: Mapping[str, Candidates], results: Sequence["Result"], reports: Sequence["Tournament"]) -> list[str]:

@@ -4,21 +4,53 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rrm_jax.cli.loading import Progress
+from rrm_jax.cli.options import with_options
 from rrm_jax.errors import RrmError
 
 if TYPE_CHECKING:
     from rrm_jax.ranking.entry import Entry
     from rrm_jax.ranking.replay import Curve
+    from rrm_jax.ranking.simulator import Simulator
 
 _STRATEGIES = "round-robin,knockout,knockout:votes=3,random,swiss,adaptive"
 
 
+@dataclasses.dataclass(frozen=True)
+class _Simulated:
+    """Whom a simulated judge compares, and how it errs."""
+
+    candidates: Annotated[str, typer.Option(help="Simulator: numbers of candidates, comma-separated.")] = "8,32"
+    spread: Annotated[
+        str, typer.Option(help="Simulator: judges' noise. 4 is right about 0.91 of random pairs, 2: 0.83, 1: 0.73.")
+    ] = "4,2,1"
+    tournaments: Annotated[int, typer.Option(help="How many, of each kind.", min=1)] = 2000
+    position_bias: Annotated[float, typer.Option(help="Simulator: log-odds in favour of who is shown first.")] = 0.0
+    pair_error: Annotated[
+        float, typer.Option(help="Simulator: standard deviation of an error that all votes on a pair share.", min=0)
+    ] = 0.0
+    intransitivity: Annotated[float, typer.Option(help="Simulator: weight of a term that makes cycles.")] = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recorded:
+    """What is known of real candidates."""
+
+    labelled: Annotated[
+        Path | None,
+        typer.Option(help="JSONL of candidates with `correct`: a judge is simulated from it, instead of strengths."),
+    ] = None
+    accuracy: Annotated[str, typer.Option(help="With --labelled: how often it names the correct one.")] = "0.9,0.75"
+    log: Annotated[Path | None, typer.Option(help="The games that `rrm rank` recorded (OUT.games.jsonl).")] = None
+
+
+@with_options
 def command(
+    *,
     out: Annotated[Path, typer.Option(help="A folder: replay.json, replay.md, replay.png and run.json are written.")],
     strategies: Annotated[
         str,
@@ -27,22 +59,8 @@ def command(
             "(rounds), adaptive (budget, parallel, correlation); each with rating, stop and votes."
         ),
     ] = _STRATEGIES,
-    candidates: Annotated[str, typer.Option(help="Simulator: numbers of candidates, comma-separated.")] = "8,32",
-    spread: Annotated[
-        str, typer.Option(help="Simulator: judges' noise. 4 is right about 0.91 of random pairs, 2: 0.83, 1: 0.73.")
-    ] = "4,2,1",
-    tournaments: Annotated[int, typer.Option(help="How many, of each kind.", min=1)] = 2000,
-    position_bias: Annotated[float, typer.Option(help="Simulator: log-odds in favour of who is shown first.")] = 0.0,
-    pair_error: Annotated[
-        float, typer.Option(help="Simulator: standard deviation of an error that all votes on a pair share.", min=0)
-    ] = 0.0,
-    intransitivity: Annotated[float, typer.Option(help="Simulator: weight of a term that makes cycles.")] = 0.0,
-    labelled: Annotated[
-        Path | None,
-        typer.Option(help="JSONL of candidates with `correct`: a judge is simulated from it, instead of strengths."),
-    ] = None,
-    accuracy: Annotated[str, typer.Option(help="With --labelled: how often it names the correct one.")] = "0.9,0.75",
-    log: Annotated[Path | None, typer.Option(help="The games that `rrm rank` recorded (OUT.games.jsonl).")] = None,
+    simulated: _Simulated,
+    recorded: _Recorded,
     curve: Annotated[bool, typer.Option(help="Look at the pick several times during a tournament.")] = True,
     seed: Annotated[int, typer.Option(help="Of strengths, votes, brackets and orders.")] = 0,
 ) -> None:
@@ -60,38 +78,23 @@ def command(
       rrm replay --out runs/again --log ranked.games.jsonl --labelled candidates.jsonl --strategies knockout,adaptive
     """
     from rrm_jax.evaluation.replay_report import markdown, write_figure
-    from rrm_jax.evaluation.replay_sources import labelled_parts, log_parts, simulated_parts
     from rrm_jax.provenance import write_provenance
     from rrm_jax.ranking.entry import parse_entry
     from rrm_jax.ranking.simulator import Simulator
 
     entries = [parse_entry(text.strip()) for text in strategies.split(",")]
-    faults = Simulator(1.0, position_bias, pair_error, intransitivity)
+    faults = Simulator(1.0, simulated.position_bias, simulated.pair_error, simulated.intransitivity)
     out.mkdir(parents=True, exist_ok=True)
     inputs: dict[str, str | Path] = {
-        name: path for name, path in (("labelled", labelled), ("log", log)) if path is not None
+        name: path for name, path in (("labelled", recorded.labelled), ("log", recorded.log)) if path is not None
     }
     config = {
-        "strategies": [entry.text for entry in entries], "candidates": candidates, "spread": spread,
-        "accuracy": accuracy, "tournaments": tournaments, "faults": dataclasses.asdict(faults), "curve": curve,
+        "strategies": [entry.text for entry in entries], "candidates": simulated.candidates,
+        "spread": simulated.spread, "accuracy": recorded.accuracy, "tournaments": simulated.tournaments,
+        "faults": dataclasses.asdict(faults), "curve": curve,
     }  # fmt: skip
     write_provenance(out / "run.json", config=config, seed=seed, inputs=inputs)
-    if log is not None:
-        sources = {f"log {log.name}": log_parts(log, labelled, seed)}
-    elif labelled is not None:
-        sources = {
-            f"{labelled.name}, accuracy {right:g}": labelled_parts(labelled, faults, right, tournaments, seed)
-            for right in _numbers(accuracy, "accuracy")
-        }
-    else:
-        sources = {
-            f"n = {n:.0f}, spread {width:g}": simulated_parts(
-                int(n), dataclasses.replace(faults, spread=width), tournaments, seed
-            )
-            for n in _numbers(candidates, "candidates")
-            for width in _numbers(spread, "spread")
-        }
-    results = {}
+    sources, results = _sources(simulated, recorded, faults, seed), {}
     with Progress("tables", len(sources) * len(entries)) as progress:
         for name, parts in sources.items():
             results[name] = _curves(entries, parts, curve, progress)
@@ -101,6 +104,27 @@ def command(
     (out / "replay.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     write_figure(out / "replay.png", results)
     print(text)
+
+
+def _sources(simulated: _Simulated, recorded: _Recorded, faults: "Simulator", seed: int) -> dict[str, Any]:
+    """The tournaments to play, by what the tables call them."""
+    from rrm_jax.evaluation.replay_sources import labelled_parts, log_parts, simulated_parts
+
+    log, labelled, tournaments = recorded.log, recorded.labelled, simulated.tournaments
+    if log is not None:
+        return {f"log {log.name}": log_parts(log, labelled, seed)}
+    if labelled is not None:
+        return {
+            f"{labelled.name}, accuracy {right:g}": labelled_parts(labelled, faults, right, tournaments, seed)
+            for right in _numbers(recorded.accuracy, "accuracy")
+        }
+    return {
+        f"n = {n:.0f}, spread {width:g}": simulated_parts(
+            int(n), dataclasses.replace(faults, spread=width), tournaments, seed
+        )
+        for n in _numbers(simulated.candidates, "candidates")
+        for width in _numbers(simulated.spread, "spread")
+    }
 
 
 def _curves(entries: Sequence["Entry"], parts, curve: bool, progress: Progress) -> list["Curve"]:

@@ -4,12 +4,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rrm_jax.cli.options import Overrides
+
 if TYPE_CHECKING:
     from rrm_jax.reproduce.config import ReproduceConfig
 
 
 def command(
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, as key=value.")] = None,
+    overrides: Overrides = None,
     scale: Annotated[
         str, typer.Option(help="tiny, rrm-7b or rrm-32b, or a YAML file such as those in configs/reproduce/.")
     ] = "tiny",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rrm_jax.cli.backend import Writer
+from rrm_jax.cli.options import Temperature, TopP
 
 if TYPE_CHECKING:
     from rrm_jax.data.records import Question
@@ -21,8 +22,8 @@ class SamplingOptions:
 
     n: Annotated[int, typer.Option("--n", min=1, help="Samples a prompt.")] = 1
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of sampling.")] = 0
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6
-    top_p: Annotated[float, typer.Option(max=1.0, help="In (0, 1]: draw from the most probable tokens.")] = 1.0
+    temperature: Temperature = 0.6
+    top_p: TopP = 1.0
     top_k: Annotated[int, typer.Option(min=0, help="Draw from this many most probable tokens; 0: from all.")] = 0
     min_p: Annotated[
         float, typer.Option(max=1.0, min=0.0, help="Drop tokens less probable than this × the most probable one.")

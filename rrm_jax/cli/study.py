@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rrm_jax.cli.options import Overrides
+
 if TYPE_CHECKING:
     from rrm_jax.cli.backend import Writer
     from rrm_jax.cli.loading import Progress
@@ -18,7 +20,7 @@ def command(
     config: Annotated[
         str, typer.Argument(help="A YAML file, or a scale that comes with the package: tiny (quickstart's), rrm-7b.")
     ],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, as key=value.")] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Run one of the paper's studies: its data, a table and a figure.
 
@@ -50,7 +52,7 @@ def command(
       rrm quickstart && rrm study reasoning tiny
       rrm study reasoning rrm-7b judges.RRM-7B.model=runs/rrm_7b pairs=held_out.jsonl
     """
-    from rrm_jax.cli.loading import Progress, warn
+    from rrm_jax.cli.loading import Progress, exit_if_skipped, warn
     from rrm_jax.studies.run import run_study, study_config
 
     resolved = study_config(name, config, overrides or [])
@@ -59,9 +61,7 @@ def command(
         text, _, skipped = run_study(name, resolved, Models(progress).open_judge, warn, progress.advance)
     print(text)
     print(f"{resolved.output}: data.json, table.md, figure.png, run.json")
-    if skipped:
-        warn(f"{skipped} malformed row(s) were skipped")
-        raise typer.Exit(1)
+    exit_if_skipped(skipped)
 
 
 class Models:

@@ -4,12 +4,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from rrm_jax.cli.options import ConfigFile, Overrides
+
 Mode = Literal["auto", "on", "off"]
 
 
 def command(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of one that comes with the package.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, as key=value.")] = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in output= after its last checkpoint.")
     ] = False,
@@ -42,10 +44,10 @@ def command(
       rrm train grpo_tiny.yaml model.path=MODEL data.train=pairs.jsonl output=runs/tiny steps=5
       rrm train grpo_tiny.yaml model.path=MODEL data.train=pairs.jsonl output=runs/traced --profile steps=2:3
     """
-    import sys
     from pathlib import Path
 
     from rrm_jax.checkpoints.run_files import CONFIG_YAML
+    from rrm_jax.cli.loading import warn
     from rrm_jax.config import load_config
     from rrm_jax.parallel.distributed import is_first, start
     from rrm_jax.parallel.preflight import preflight
@@ -53,19 +55,16 @@ def command(
     from rrm_jax.training.resuming import flat
     from rrm_jax.training.train import train
 
-    def report(message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
-
-    def report_once(message: str) -> None:
+    def warn_once(message: str) -> None:
         if is_first():
-            report(message)
+            warn(message)
 
     traced = [] if profile is None else [f"log.profile={_steps(profile)}"]
-    with start(distributed, report):  # first, so that a process that cannot go on tells the others
+    with start(distributed, warn):  # first, so that a process that cannot go on tells the others
         resolved = load_config(TrainConfig, config, [*(overrides or []), *traced])
         going_on = resume or (auto_resume and (Path(resolved.output) / CONFIG_YAML).exists())
-        preflight({**flat(resolved.model_dump(mode="json")), "--resume": going_on}, resolved.output, report)
-        directory = train(resolved, going_on, report_once)
+        preflight({**flat(resolved.model_dump(mode="json")), "--resume": going_on}, resolved.output, warn)
+        directory = train(resolved, going_on, warn_once)
         if is_first():
             print(directory)
 

@@ -19,8 +19,10 @@ from rrm_jax.data.cleaning import Reason
 from rrm_jax.data.jsonl import RowError, decode_row, encode_row
 from rrm_jax.data.prepared import Record, write_prepared
 from rrm_jax.data.row_files import PreparedRows, RawRow, RowFile, parse_line
-from rrm_jax.data.split_rows import lines_of, refuse_to_overwrite, replacing
+from rrm_jax.data.split_rows import lines_of, refuse_to_overwrite
+from rrm_jax.data.whole_files import replacing
 from rrm_jax.errors import RrmError
+from rrm_jax.provenance import refuse_inputs_as_outputs
 
 Outcomes = Iterable[tuple[RawRow, Reason | None]]
 
@@ -33,8 +35,7 @@ def beside(out: Path) -> tuple[Path, Path]:
 def check_out(rows: RowFile, out: Path) -> None:
     """Raises RrmError where writing to `out` would lose the input, or what is not this job's."""
     dropped, run = beside(out)
-    if rows.path.resolve() in [path.resolve() for path in (out, dropped, run)]:
-        raise RrmError(f"{rows.path} would be written to; choose another --out")
+    refuse_inputs_as_outputs((out, dropped, run), [rows.path])
     if rows.prepared is not None and out.exists():
         raise RrmError(f"{out} exists; remove it, or choose another --out")
     if rows.prepared is None and out.is_dir():

@@ -72,17 +72,6 @@ def decode_row(line: bytes) -> dict[str, Any]:
     return row
 
 
-def write_whole(path: str | Path, text: str) -> None:
-    """Writes a UTF-8 file that appears, or replaces the old one, only when complete; RrmError when it cannot."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise RrmError(f"cannot write {path}: {error.strerror or error}") from None
-
-
 def encode_row(row: dict[str, Any]) -> bytes:
     """A row's line, its end included: UTF-8 as it is, but escapes where there is no UTF-8 for it."""
     try:

@@ -1,36 +1,14 @@
 """A file's rows split into those that are kept and those that are dropped, so that nothing is ever lost."""
 
-import contextlib
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
 
 from rrm_jax.data.jsonl import Reader
 from rrm_jax.data.records import Unique, parse_labelled_pair
+from rrm_jax.data.whole_files import KEPT, replacing
 from rrm_jax.errors import RrmError
-
-
-@contextlib.contextmanager
-def replacing(*paths: Path, advice: str = "") -> Iterator[list[IO[bytes]]]:
-    """Files that take the places of `paths`, the last one first, when all of them are complete.
-
-    Where the body raises, or they cannot be written (an RrmError, with `advice` at its end), what was there stays.
-    """
-    parts = [path.with_name(f".{path.name}.partial") for path in paths]
-    try:
-        with contextlib.ExitStack() as stack:
-            yield [stack.enter_context(open(part, "wb")) for part in parts]
-        for part, path in reversed([*zip(parts, paths, strict=True)]):
-            os.replace(part, path)
-    except OSError as error:
-        names = " and ".join(map(str, paths))
-        raise RrmError(f"cannot write {names}: {error.strerror or error}{advice}") from None
-    finally:
-        for part in parts:
-            with contextlib.suppress(OSError):
-                part.unlink()
+from rrm_jax.provenance import earlier_results
 
 
 def split_pairs(pairs: Path, keeps: Callable[[str], bool], kept: Path, dropped: Path) -> None:
@@ -39,7 +17,7 @@ def split_pairs(pairs: Path, keeps: Callable[[str], bool], kept: Path, dropped: 
     Rows go over byte for byte and in their order; a last line without an end gets one, so that both files can be
     joined again. Both appear only when they are complete; RrmError when they cannot be written.
     """
-    with replacing(kept, dropped, advice="; every vote is kept, run again to go on") as (yes, no):
+    with replacing(kept, dropped, advice=KEPT) as (yes, no):
         for line, pair_id in _usable_lines(pairs):
             (yes if keeps(pair_id) else no).write(line)
 
@@ -60,11 +38,9 @@ def refuse_to_overwrite(
     `results` says of each file how a row of the source is got of its line; `rows` are the source's. Raises RrmError
     where a file is there without the job's `run`, or holds a row that is not the source's.
     """
-    present = [path for path in results if path.is_file() and path.stat().st_size]
+    present = earlier_results(results, run)
     if not present:
         return
-    if not run.is_file():
-        raise RrmError(f"{present[0]} exists, but not {run}, so it is not this job's; choose another --out")
     known = {_digest(row) for row in rows()}
     for path in present:
         lost = sum(_digest(results[path](line)) not in known for line in lines_of(path))

@@ -42,26 +42,12 @@ class Tokenizer:
         name: str = "the tokenizer",
     ):
         """`definition` is the text of a tokenizer.json, `settings` a tokenizer_config.json. See `load`."""
-        import tokenizers
-
         self._name, self._chat_template = name, chat_template
         self._nonce = secrets.token_hex(16)
         self._rendered: dict[tuple[str, ...], list[str]] = {}
-        try:
-            self._full = tokenizers.Tokenizer.from_str(definition)
-            plain = json.loads(definition)
-            added: list[str] = [token["content"] for token in plain["added_tokens"]]
-            self._plain = tokenizers.Tokenizer.from_str(
-                json.dumps(plain | {"added_tokens": [], "post_processor": None})
-            )
-        except Exception as error:  # the library raises bare Exceptions
-            raise RrmError(f"{name}: tokenizer.json cannot be used: {error}") from None
-        for tokenizer in (self._full, self._plain):  # a saved setting would cut prompts silently
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-        longest_first: list[str] = sorted(added, key=len, reverse=True)
+        self._full, self._plain, self._control_ids = _read(definition, name)
+        longest_first: list[str] = sorted(self._control_ids, key=len, reverse=True)
         self._control = re.compile("|".join(re.escape(token) for token in longest_first) or "(?!)")
-        self._control_ids: dict[str, int] = {token["content"]: token["id"] for token in plain["added_tokens"]}
         self._reserved = frozenset(self._control_ids.values())
         self.vocab_size = self._full.get_vocab_size(with_added_tokens=True)
         self._special = {
@@ -82,7 +68,7 @@ class Tokenizer:
         self._adds_bos = bool(adds_bos)
         decides = [definition, chat_template, self._special, self._adds_bos]
         self.fingerprint = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
-        for token in added:
+        for token in self._control_ids:
             self.encode_text(token)
 
     @classmethod
@@ -249,6 +235,23 @@ class Tokenizer:
 def _ids_of(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     """`encode_text`: a system turn, half of a short prompt, comes again with every conversation."""
     return tuple(tokenizer.encode_text(text))
+
+
+def _read(definition: str, name: str) -> "tuple[tokenizers.Tokenizer, tokenizers.Tokenizer, dict[str, int]]":
+    """The tokenizer, the same without control tokens, for text that may spell them, and the control tokens' ids."""
+    import tokenizers
+
+    try:
+        full = tokenizers.Tokenizer.from_str(definition)
+        facts = json.loads(definition)
+        control: dict[str, int] = {token["content"]: token["id"] for token in facts["added_tokens"]}
+        plain = tokenizers.Tokenizer.from_str(json.dumps(facts | {"added_tokens": [], "post_processor": None}))
+    except Exception as error:  # the library raises bare Exceptions
+        raise RrmError(f"{name}: tokenizer.json cannot be used: {error}") from None
+    for tokenizer in (full, plain):  # a saved setting would cut prompts silently
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    return full, plain, control
 
 
 def _compile(chat_template: str) -> "jinja2.Template":

@@ -9,6 +9,7 @@ from rrm_jax.errors import RrmError
 from rrm_jax.evaluation.benchmarks import Benchmark, Loaded, Policy
 from rrm_jax.evaluation.benchmarks.base import Credit
 from rrm_jax.judging.judge import OrderPolicy
+from rrm_jax.provenance import earlier_results, refuse_inputs_as_outputs
 
 if TYPE_CHECKING:
     from rrm_jax.ranking.entry import Entry
@@ -40,17 +41,11 @@ class Job:
         are, beside the benchmark's. Judging and scoring begin with this; before a model is opened it costs less."""
         if self.out is None:
             return
-        files = {path.resolve() for path in self.loaded.files.values()}
-        used = files | {path.resolve() for path in (*read, self.against) if path is not None}
-        run = self.path(".run.json")
-        for path in map(self.path, (".json", ".md", ".judged.jsonl")):
-            if path.is_file() and not run.is_file():
-                raise RrmError(f"{path} exists, but not {run}, so it is not this job's; choose another --out")
-        for path in map(self.path, (".json", ".md", ".run.json")):
-            if path.resolve() in used:
-                raise RrmError(f"{path} is read, and would be written over; choose another --out")
-        if self.path(".judged.jsonl").resolve() in files:
-            raise RrmError(f"{self.path('.judged.jsonl')} is read, and would be written over; choose another --out")
+        run, judged, files = self.path(".run.json"), self.path(".judged.jsonl"), self.loaded.files.values()
+        results = self.path(".json"), self.path(".md")
+        earlier_results((*results, judged), run)
+        refuse_inputs_as_outputs((*results, run), (*files, *read, self.against))
+        refuse_inputs_as_outputs([judged], files)  # an earlier one may well be scored again
 
 
 @dataclasses.dataclass(frozen=True)

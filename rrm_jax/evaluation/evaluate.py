@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rrm_jax.data.jsonl import encode_row, write_whole
+from rrm_jax.data.jsonl import encode_row
 from rrm_jax.data.samples import Source
 from rrm_jax.data.verifier_pool import VerifierPool
+from rrm_jax.data.whole_files import KEPT, replacing, write_whole
 from rrm_jax.errors import RrmError
 from rrm_jax.evaluation.benchmarks import (
     Difference,
@@ -165,12 +166,5 @@ def _check(outcome: Outcome) -> None:
 @contextlib.contextmanager
 def _rows(path: Path) -> Iterator[Callable[[dict[str, Any]], Any]]:
     """Gives a function that writes a row; the file appears when all are there. What was judged is in the store."""
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        with open(unfinished, "wb") as file:
-            yield lambda row: file.write(encode_row(row))
-        unfinished.replace(path)
-    except OSError as error:
-        raise RrmError(
-            f"cannot write {path}: {error.strerror or error}; every vote is kept, run again to go on"
-        ) from None
+    with replacing(path, advice=KEPT) as (file,):
+        yield lambda row: file.write(encode_row(row))

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +11,12 @@ from rrm_jax.data.answers import strip_thinking
 from rrm_jax.data.jsonl import Reader, encode_row
 from rrm_jax.data.records import Pair, Unique, parse_candidates, parse_pair
 from rrm_jax.data.tokenizer import END_THINK
+from rrm_jax.data.whole_files import KEPT, replacing
 from rrm_jax.errors import RrmError
 from rrm_jax.judging.judge import Judgment, Vote
 from rrm_jax.judging.store import digest
 from rrm_jax.judging.verdict import Verdict
+from rrm_jax.provenance import earlier_results
 
 Disagreement = Literal["drop", "majority", "soft"]
 REASONS = {
@@ -147,36 +148,23 @@ def write_labelled(
     Of a malformed row `dropped` has `{labelling: {reason, why}}`. Both files appear only when they are complete;
     RrmError when they cannot be written.
     """
-    parts = [target.with_name(f".{target.name}.partial") for target in (out, dropped)]
-    try:
-        with open(parts[0], "wb") as yes, open(parts[1], "wb") as no:
+    with replacing(out, dropped, advice=KEPT) as (yes, no):
 
-            def report(why: str) -> None:
-                no.write(encode_row({"labelling": {"reason": "malformed", "why": why}}))
+        def malformed(why: str) -> None:
+            no.write(encode_row({"labelling": {"reason": "malformed", "why": why}}))
 
-            for _, task in Reader(path, Unique(parse), report=report):
-                row, kept = written(task)
-                (yes if kept else no).write(encode_row(row))
-        os.replace(parts[1], dropped)
-        os.replace(parts[0], out)
-    except OSError as error:
-        for part in parts:
-            with contextlib.suppress(OSError):
-                part.unlink()
-        raise RrmError(
-            f"cannot write {out} and {dropped}: {error.strerror or error}; every vote is kept, run again to go on"
-        ) from None
+        for _, task in Reader(path, Unique(parse), report=malformed):
+            row, kept = written(task)
+            (yes if kept else no).write(encode_row(row))
 
 
 def refuse_to_overwrite(
     results: tuple[Path, Path], run: Path, path: Path, parse: Callable[[dict[str, Any]], Task]
 ) -> None:
     """Results are replaced as a whole, which must lose nothing but what the same rows gave before. Raises RrmError."""
-    present = [result for result in results if result.is_file() and result.stat().st_size]
+    present = earlier_results(results, run)
     if not present:
         return
-    if not run.is_file():
-        raise RrmError(f"{present[0]} exists, but not {run}, so it is not this job's; choose another --out")
     rows = {_content(task.row) for _, task in Reader(path, Unique(parse))}
     for result in present:
         lost = sum(_content(row) not in rows for row in _rows(result) if row.keys() - {*_OWN})

@@ -6,16 +6,16 @@ are untrusted text: they pass through `shown`, and through escaping in HTML and 
 
 import dataclasses
 import html
-import io
 import math
-import os
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from rrm_jax.data.whole_files import write_whole
 from rrm_jax.errors import RrmError
+from rrm_jax.evaluation.figures import png
+from rrm_jax.evaluation.html_page import safe
 from rrm_jax.evaluation.ranking_report import Tournament, elimination, half, number, ranking_table, shown, summary_lines
 
 MOST_DRAWN = 64  # candidates in a chart
@@ -313,7 +313,7 @@ def write_html(
         # Should a text ever get past the escaping, a browser still runs and loads nothing.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>"
         '<meta name="viewport" content="width=device-width"/>'
-        f"<title>{_safe(title, 200)}</title><style>{_STYLE}</style></head><body><h1>{_safe(title, 200)}</h1>",
+        f"<title>{safe(title, 200)}</title><style>{_STYLE}</style></head><body><h1>{safe(title, 200)}</h1>",
         _list(lines),
     ]
     if len(tournaments) > most:
@@ -321,26 +321,21 @@ def write_html(
     for tournament in tournaments[:most]:
         drawn = "".join(f"<figure>{svg(drawing)}</figure>" for drawing in _charts(tournament))
         page.append(
-            f"<section><h2>Query {_safe(tournament.id, 120)}</h2>{_list(summary_lines([tournament]))}"
+            f"<section><h2>Query {safe(tournament.id, 120)}</h2>{_list(summary_lines([tournament]))}"
             f'<div class="charts">{drawn}</div><details><summary>Candidates</summary><pre>'
             + "\n".join(html.escape(line) for line in ranking_table(tournament, MOST_DRAWN, 160))
             + "</pre></details></section>"
         )
     page.append("</body></html>\n")
-    _replace(path, "\n".join(page).encode("utf-8"))
-
-
-def _safe(text: str, width: int) -> str:
-    return html.escape(shown(text, width))
+    write_whole(path, "\n".join(page))
 
 
 def _list(lines: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{_safe(line, 1000)}</li>" for line in lines) + "</ul>" if lines else ""
+    return "<ul>" + "".join(f"<li>{safe(line, 1000)}</li>" for line in lines) + "</ul>" if lines else ""
 
 
 def write_png(path: Path, tournament: Tournament, title: str = "Ranking") -> None:
     """One tournament's charts on a page: intervals and matrix side by side, a bracket below them."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     drawn = _charts(tournament)
@@ -359,12 +354,7 @@ def write_png(path: Path, tournament: Tournament, title: str = "Ranking") -> Non
     axes.axis("off")
     for (x, y), drawing in zip(places, [head, *drawn], strict=False):
         _paint(axes, drawing, x, y)
-    out = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # shown as boxes
-        FigureCanvasAgg(figure)
-        figure.savefig(out, format="png", dpi=150)
-    _replace(path, out.getvalue())
+    write_whole(path, png(figure))
 
 
 def _paint(axes, drawing: Drawing, x0: float, y0: float) -> None:
@@ -397,12 +387,3 @@ def _paint(axes, drawing: Drawing, x0: float, y0: float) -> None:
             )
             style = {"color": s.colour, "weight": "bold" if s.bold else "normal", "rotation": 90 * s.upright}
             axes.text(x0 + s.x, y0 + s.y, s.text, fontsize=0.68 * s.size, parse_math=False, zorder=4, **sides, **style)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise RrmError(f"cannot write {path}: {error.strerror or error}") from None

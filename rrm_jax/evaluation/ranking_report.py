@@ -333,14 +333,3 @@ def summary_lines(tournaments: Sequence[Tournament], seed: int = 0) -> list[str]
             f"cycles and upsets were not looked for in {_queries(large)} of more than {MOST_ANALYSED} candidates"
         )
     return lines
-
-
-def report_lines(tournaments: Sequence[Tournament], most: int = 5, seed: int = 0) -> list[str]:
-    """A Markdown report: the rankings of the first `most` queries, then what holds over all of them."""
-    lines: list[str] = []
-    for tournament in tournaments[:most]:
-        lines += [f"## Query {as_code(tournament.id, 60)}", "", *ranking_table(tournament), ""]
-    if len(tournaments) > most:
-        lines += [f"… and {_queries(len(tournaments) - most)} more", ""]
-    lines += [f"## All {_queries(len(tournaments))}", ""]
-    return lines + [f"- {line}" for line in summary_lines(tournaments, seed)]

@@ -1,18 +1,15 @@
 """The curves of training runs, one panel for each question that a trainer asks of them; several runs are overlaid."""
 
 import dataclasses
-import io
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from rrm_jax.evaluation.figures import COLOURS, png
 from rrm_jax.evaluation.ranking_report import shown
 from rrm_jax.evaluation.training_log import TrainingLog
 
-# Okabe and Ito's palette, told apart by all eyes; black last.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f00", "#000000")
 _LINES = ("-", "--", ":")
 _COLUMNS, _SMOOTHED_FROM = 3, 100
 _WIDTH, _HEIGHT, _DPI = 15.0, 2.9, 110
@@ -73,7 +70,6 @@ PANELS = (
 
 def draw(logs: Sequence[TrainingLog], lines: Sequence[str] = ()) -> bytes:
     """A PNG of the panels that have values, with `lines` above them."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -101,12 +97,7 @@ def draw(logs: Sequence[TrainingLog], lines: Sequence[str] = ()) -> bytes:
         handles = [Line2D([], [], color=COLOURS[at % len(COLOURS)]) for at in range(len(logs))]
         names = [" " + shown(log.name, 40) for log in logs]  # a name with "_" first would be left out
         _plain(figure.legend(handles, names, loc="lower center", ncols=4, frameon=False, fontsize=10))
-    out = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # shown as boxes
-        FigureCanvasAgg(figure)
-        figure.savefig(out, format="png", dpi=_DPI)
-    return out.getvalue()
+    return png(figure, _DPI)
 
 
 def _panel(axes: Any, panel: Panel, logs: Sequence[TrainingLog]) -> None:

@@ -3,13 +3,13 @@
 Settings, names and traces are untrusted text: they are shown escaped, and the page can neither run nor load anything.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from rrm_jax.data.whole_files import write_whole
 from rrm_jax.errors import RrmError
 from rrm_jax.evaluation import html_page
 from rrm_jax.evaluation.html_page import block, listed, picture, safe, table
@@ -39,9 +39,9 @@ def write_report(runs: Sequence[Path], path: Path) -> None:
     logs = [read_training_log(run) for run in runs]
     if kind == "png":
         lines = headline(logs[0])[:3] if len(logs) == 1 else []
-        _replace(path, draw(logs, [_title(logs), *lines]))
+        write_whole(path, draw(logs, [_title(logs), *lines]))
     else:
-        _replace(path, _page(logs).encode("utf-8"))
+        write_whole(path, _page(logs))
 
 
 def _title(logs: Sequence[TrainingLog]) -> str:
@@ -85,12 +85,3 @@ def _is_long(name: str, text: str) -> bool:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise RrmError(f"cannot write {path}: {error.strerror or error}") from None

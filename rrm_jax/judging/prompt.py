@@ -15,32 +15,6 @@ _RESERVED = 200  # tokens that the released code sets aside before it halves the
 
 
 @dataclasses.dataclass(frozen=True)
-class JudgePrompt:
-    """`truncated`: the query or a response was cut to fit."""
-
-    ids: list[int]
-    truncated: bool
-
-
-def build_prompt(
-    template: Template,
-    tokenizer: Tokenizer,
-    query: str,
-    response_1: str,
-    response_2: str,
-    *,
-    max_prompt_tokens: int,
-    thinking: bool = True,
-) -> JudgePrompt:
-    """Token ids of the judge's prompt, at most `max_prompt_tokens`, the thinking (or direct) prefix included.
-
-    The texts are shown as they are given (see `strip_thinking`). See `fit` for what is cut when they are too long.
-    """
-    fitted = fit(template, tokenizer, (query, response_1, response_2), max_prompt_tokens, thinking)
-    return JudgePrompt(fitted.ids, fitted.truncated)
-
-
-@dataclasses.dataclass(frozen=True)
 class Fitted:
     """(query, response_1, response_2) as they are shown, whether any was cut, and the prompt's ids with the responses
     in this order and in the other. `messages` gives its turns, without what begins the model's own. `lengths` are the
@@ -62,7 +36,8 @@ class Fitted:
 def fit(
     template: Template, tokenizer: Tokenizer, texts: Sequence[str], max_prompt_tokens: int, thinking: bool
 ) -> Fitted:
-    """Cuts (query, response_1, response_2) so that the prompt fits, in either order of the responses.
+    """Cuts (query, response_1, response_2) so that the prompt, the prefix of the model's turn included, has at most
+    `max_prompt_tokens`, in either order of the responses. Texts that fit are shown as they are given.
 
     A response keeps its last `(max_prompt_tokens − 200) // 2` tokens. Where that is still too much, because the
     query and the template need more than 200, the longest of the three texts lose their beginnings, down to one

@@ -81,19 +81,7 @@ def serving_cost(
     weights = weight_bytes * config.num_parameters
     # A completion's columns when it is finished, and its part of the prompt that it shares.
     sequence = cache_bytes * cached_numbers(config) * (prompt_tokens * prompts / votes + new_tokens)
-    usable = USABLE_MEMORY * device.memory
-    if devices is None:
-        room = min(slots, votes) * sequence if slots else max(min(weights, votes * sequence), sequence)
-        devices = 2 ** max(0, math.ceil(math.log2((weights + room) / usable)))
-    if slots is None:
-        slots = int((devices * usable - weights) / sequence)
-    slots = min(slots, votes)
-    if slots < 1 or weights + slots * sequence > devices * usable:
-        raise RrmError(
-            f"{devices} × {device.name}, {devices * usable / 1e9:.1f} GB of memory to use, do not hold weights of "
-            f"{weights / 1e9:.1f} GB and sequences of {sequence / 1e9:.2f} GB, {max(slots, 1)} at a time; take more "
-            "devices, fewer slots, or narrower weights"
-        )
+    devices, slots = _replica(device, weights, sequence, votes, devices, slots)
     step = decode_step_seconds(
         config,
         device,
@@ -107,6 +95,26 @@ def serving_cost(
     prefill = prompts * prefill_flops(config, prompt_tokens) / (devices * device.peak_flops)
     decode = votes * new_tokens / slots * step
     return ServingCost(devices, slots, prefill / efficiency, decode / efficiency, votes * new_tokens)
+
+
+def _replica(
+    device: Accelerator, weights: float, sequence: float, votes: int, devices: int | None, slots: int | None
+) -> tuple[int, int]:
+    """The devices of a replica and its slots, by the bytes of the weights and of a sequence."""
+    usable = USABLE_MEMORY * device.memory
+    if devices is None:
+        room = min(slots, votes) * sequence if slots else max(min(weights, votes * sequence), sequence)
+        devices = 2 ** max(0, math.ceil(math.log2((weights + room) / usable)))
+    if slots is None:
+        slots = int((devices * usable - weights) / sequence)
+    slots = min(slots, votes)
+    if slots < 1 or weights + slots * sequence > devices * usable:
+        raise RrmError(
+            f"{devices} × {device.name}, {devices * usable / 1e9:.1f} GB of memory to use, do not hold weights of "
+            f"{weights / 1e9:.1f} GB and sequences of {sequence / 1e9:.2f} GB, {max(slots, 1)} at a time; take more "
+            "devices, fewer slots, or narrower weights"
+        )
+    return devices, slots
 
 
 def decode_step_seconds(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rrm_jax.data.jsonl import write_whole
+from rrm_jax.data.whole_files import write_whole
 
 DIGITS = 5
 _QUERY = "Last digit of the sum of "

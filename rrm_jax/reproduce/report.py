@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rrm_jax.data.jsonl import write_whole
+from rrm_jax.data.whole_files import write_whole
 from rrm_jax.evaluation import html_page
 from rrm_jax.evaluation.html_page import listed, picture, safe
 from rrm_jax.evaluation.ranking_report import table

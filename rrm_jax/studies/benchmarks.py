@@ -20,13 +20,13 @@ from rrm_jax.evaluation.benchmarks import (
     score,
 )
 from rrm_jax.evaluation.eval_job import order_of, policy_of
+from rrm_jax.evaluation.figures import COLOURS
 from rrm_jax.evaluation.statistics import Interval, Paired
 from rrm_jax.ranking.entry import parse_entry
 from rrm_jax.studies.common import Session
 from rrm_jax.studies.config import BenchmarksConfig
 from rrm_jax.studies.pooling import Total
 from rrm_jax.studies.report import (
-    COLOURS,
     Claim,
     Report,
     Table,

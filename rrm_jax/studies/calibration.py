@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from rrm_jax.evaluation.figures import COLOURS
 from rrm_jax.evaluation.statistics import RESAMPLES, Interval, bootstrap_interval, bootstrap_of, wilson_interval
 from rrm_jax.judging.judge import Judgment
 from rrm_jax.studies.common import Counts, Session, counts_of
 from rrm_jax.studies.config import CalibrationConfig
 from rrm_jax.studies.pooling import Total
-from rrm_jax.studies.report import COLOURS, MARKERS, Claim, Report, Table, brackets, finish, percent, spread, told
+from rrm_jax.studies.report import MARKERS, Claim, Report, Table, brackets, finish, percent, spread, told
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

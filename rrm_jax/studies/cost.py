@@ -5,12 +5,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rrm_jax.evaluation.figures import COLOURS
 from rrm_jax.ranking.entry import parse_entry
 from rrm_jax.studies.best_of import Bounds, Way, bounds, parse_correct, play, ways
 from rrm_jax.studies.common import Session
 from rrm_jax.studies.config import CostConfig
 from rrm_jax.studies.pooling import Total
-from rrm_jax.studies.report import COLOURS, MARKERS, Claim, Report, Table, brackets, finish, percent, spread, told
+from rrm_jax.studies.report import MARKERS, Claim, Report, Table, brackets, finish, percent, spread, told
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rrm_jax.evaluation.figures import COLOURS
 from rrm_jax.evaluation.statistics import Interval, newcombe_interval, wilson_interval
 from rrm_jax.evaluation.training_log import TrainingLog, read_training_log
 from rrm_jax.studies.common import Session
 from rrm_jax.studies.config import DynamicsConfig
-from rrm_jax.studies.report import COLOURS, MARKERS, Report, Table, brackets, claim, finish, percent, points, spread
+from rrm_jax.studies.report import MARKERS, Report, Table, brackets, claim, finish, percent, points, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

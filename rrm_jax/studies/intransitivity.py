@@ -9,13 +9,14 @@ import numpy as np
 
 from rrm_jax.data.jsonl import Reader, RowError
 from rrm_jax.errors import RrmError
+from rrm_jax.evaluation.figures import COLOURS
 from rrm_jax.evaluation.statistics import RESAMPLES, Interval, bootstrap_interval, bootstrap_of
 from rrm_jax.ranking.intransitivity import Intransitivity, champion_chances, of_tournament
 from rrm_jax.studies.best_of import parse_correct
 from rrm_jax.studies.common import Session
 from rrm_jax.studies.config import GamesConfig, IntransitivityConfig
 from rrm_jax.studies.pooling import Total
-from rrm_jax.studies.report import COLOURS, Claim, Report, Table, brackets, finish, percent, spread, told
+from rrm_jax.studies.report import Claim, Report, Table, brackets, finish, percent, spread, told
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

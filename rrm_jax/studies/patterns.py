@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rrm_jax.evaluation.figures import COLOURS
 from rrm_jax.evaluation.statistics import RESAMPLES, Interval, bootstrap_interval
 from rrm_jax.studies.common import Session
 from rrm_jax.studies.config import PatternsConfig
 from rrm_jax.studies.diversity import Diversity, Unit, diversity
 from rrm_jax.studies.pooling import Total
-from rrm_jax.studies.report import COLOURS, Claim, Report, Table, brackets, finish, percent, spread, told
+from rrm_jax.studies.report import Claim, Report, Table, brackets, finish, percent, spread, told
 from rrm_jax.studies.trace_files import Trace, read_traces
 
 if TYPE_CHECKING:

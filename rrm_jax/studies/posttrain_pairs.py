@@ -8,10 +8,11 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from rrm_jax.data.answers import strip_thinking
-from rrm_jax.data.jsonl import Reader, write_whole
+from rrm_jax.data.jsonl import Reader
 from rrm_jax.data.records import Candidates, Pair, Question, parse_candidates, parse_pair, parse_question, to_row
 from rrm_jax.data.stream import coin
 from rrm_jax.data.verifiers import Outcome, resolve
+from rrm_jax.data.whole_files import write_whole
 from rrm_jax.errors import RrmError
 from rrm_jax.evaluation.labelling import Rule
 from rrm_jax.judging.verdict import written_text

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rrm_jax.evaluation.figures import COLOURS
 from rrm_jax.evaluation.published import REWARDBENCH, SOURCE, rewardbench_rows
 from rrm_jax.evaluation.statistics import RESAMPLES, Interval, Paired, bootstrap_interval, paired_bootstrap
 from rrm_jax.judging.judge import Judgment
 from rrm_jax.studies.common import Counts, Session, counts_of, credit, mean_credit
 from rrm_jax.studies.config import ReasoningConfig
 from rrm_jax.studies.report import (
-    COLOURS,
     Claim,
     Report,
     Table,

@@ -1,7 +1,6 @@
 """How a study is written down: data.json, table.md and figure.png, each of which appears only when complete."""
 
 import dataclasses
-import io
 import json
 import math
 import shlex
@@ -10,16 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rrm_jax.data.jsonl import write_whole
-from rrm_jax.errors import RrmError
+from rrm_jax.data.whole_files import write_whole
+from rrm_jax.evaluation.figures import png
 from rrm_jax.evaluation.ranking_report import table
 from rrm_jax.evaluation.statistics import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by all eyes.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f00", "#000000")
 MARKERS = "osD^vP*X"
 
 
@@ -190,17 +187,8 @@ def finish(axes: Any, title: str, x: str, y: str) -> None:
 
 
 def _draw(report: Report, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=report.size, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
     report.draw(figure)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=150)
-    unfinished = path.with_name(f".{path.name}.partial")
-    try:
-        unfinished.write_bytes(image.getvalue())
-        unfinished.replace(path)
-    except OSError as error:
-        raise RrmError(f"cannot write {path}: {error.strerror or error}") from None
+    write_whole(path, png(figure))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rrm_jax.config import load_config
-from rrm_jax.data.jsonl import write_whole
+from rrm_jax.data.whole_files import write_whole
 from rrm_jax.errors import RrmError
 from rrm_jax.judging.store import VoteLog
 from rrm_jax.provenance import pinned

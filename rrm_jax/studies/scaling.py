@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rrm_jax.evaluation.figures import COLOURS
 from rrm_jax.evaluation.published import MATH_BEST_OF_8, REWARDBENCH, REWARDBENCH_VOTING, SOURCE, rewardbench_rows
 from rrm_jax.evaluation.statistics import RESAMPLES, Interval, Paired, bootstrap_interval, paired_bootstrap
 from rrm_jax.judging.judge import Judgment
@@ -15,7 +16,6 @@ from rrm_jax.studies.common import Counts, Session, counts_of
 from rrm_jax.studies.config import ScalingConfig
 from rrm_jax.studies.pooling import Total
 from rrm_jax.studies.report import (
-    COLOURS,
     MARKERS,
     Claim,
     Report,

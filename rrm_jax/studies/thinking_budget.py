@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rrm_jax.evaluation.figures import COLOURS
 from rrm_jax.evaluation.published import SOURCE
 from rrm_jax.evaluation.statistics import RESAMPLES, Interval, Paired, bootstrap_interval, paired_bootstrap
 from rrm_jax.judging.judge import Judgment
@@ -11,7 +12,6 @@ from rrm_jax.studies.common import Counts, Session, counts_of, mean_credit
 from rrm_jax.studies.config import ThinkingBudgetConfig
 from rrm_jax.studies.pooling import Total
 from rrm_jax.studies.report import (
-    COLOURS,
     MARKERS,
     Claim,
     Report,

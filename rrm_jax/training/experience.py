@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rrm_jax.data.jsonl import write_whole
+from rrm_jax.data.whole_files import write_whole
 from rrm_jax.errors import RrmError
 from rrm_jax.sampling.protocol import Decoding
 from rrm_jax.training.config import TrainConfig

@@ -13,7 +13,8 @@ import jax
 
 from rrm_jax.checkpoints.assets import barrier
 from rrm_jax.checkpoints.run_files import METRICS, log_rows
-from rrm_jax.data.jsonl import AppendLog, write_whole
+from rrm_jax.data.jsonl import AppendLog
+from rrm_jax.data.whole_files import write_whole
 from rrm_jax.errors import RrmError
 from rrm_jax.training.config import TrainConfig
 

@@ -8,7 +8,7 @@ import yaml
 
 from rrm_jax.checkpoints.assets import read_json
 from rrm_jax.checkpoints.run_files import CONFIG_YAML, read_settings
-from rrm_jax.data.jsonl import write_whole
+from rrm_jax.data.whole_files import write_whole
 from rrm_jax.errors import RrmError
 from rrm_jax.provenance import fingerprint, provenance
 from rrm_jax.training.config import TrainConfig

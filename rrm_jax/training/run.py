@@ -25,8 +25,9 @@ from rrm_jax.checkpoints.run_files import CONFIG_YAML, TRACES
 from rrm_jax.checkpoints.sources import open_source
 from rrm_jax.checkpoints.store import complete_steps
 from rrm_jax.checkpoints.training_state import TrainingCheckpoints, state_bytes
-from rrm_jax.data.jsonl import AppendLog, Reader, write_whole
+from rrm_jax.data.jsonl import AppendLog, Reader
 from rrm_jax.data.tokenizer import Tokenizer
+from rrm_jax.data.whole_files import write_whole
 from rrm_jax.errors import RrmError
 from rrm_jax.judging.template import Template, load_template, to_toml
 from rrm_jax.provenance import write_provenance

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rrm_jax.cli.main import _app
-from rrm_jax.data import split_rows
+from rrm_jax.data import whole_files
 from rrm_jax.data.prepared import open_prepared, write_prepared
 from rrm_jax.data.record_builder import RecordsBuilder
 from rrm_jax.data.records import Candidates, Pair, Question
@@ -260,7 +260,7 @@ def test_a_broken_off_job_leaves_nothing_and_can_begin_anew(tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(split_rows.os, "replace", full)
+        patched.setattr(whole_files.os, "replace", full)
         assert "No space left on device" in str(clean("--data", data, "--out", out).exception)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl.run.json", "pairs.jsonl"]
     assert clean("--data", data, "--out", out, "--exact").exit_code == 0  # nothing was there of the other settings

@@ -328,13 +328,13 @@ def test_wrong_options(filter, tmp_path: Path, options, message):
 
 
 def test_a_full_disk_keeps_the_votes(filter, tmp_path: Path, monkeypatch):
-    from rrm_jax.data import split_rows
+    from rrm_jax.data import whole_files
 
     def full(source, target):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(split_rows.os, "replace", full)
+        patched.setattr(whole_files.os, "replace", full)
         said = str(filter(by_count)[0].exception)
     assert "No space left on device; every vote is kept" in said
     assert not list(tmp_path.glob(".*partial"))

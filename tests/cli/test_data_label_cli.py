@@ -336,13 +336,13 @@ def test_wrong_options(label, tmp_path: Path, rows, options, message):
 
 
 def test_a_full_disk_keeps_the_votes(label, tmp_path: Path, monkeypatch):
-    from rrm_jax.evaluation import labelling
+    from rrm_jax.data import whole_files
 
     def full(source, target):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(labelling.os, "replace", full)
+        patched.setattr(whole_files.os, "replace", full)
         said = str(label(coin)[0].exception)
     assert "No space left on device; every vote is kept" in said
     assert not list(tmp_path.glob(".*partial"))

@@ -22,7 +22,7 @@ from rrm_jax.data.word_tokenizer import write_word_tokenizer
 from rrm_jax.errors import RrmError
 from rrm_jax.evaluation.data_page import print_lengths
 from rrm_jax.evaluation.prompt_view import prompt_text
-from rrm_jax.judging.prompt import build_prompt
+from rrm_jax.judging.prompt import fit
 from rrm_jax.judging.template import load_template
 
 
@@ -110,8 +110,8 @@ def test_whole_prompts_and_what_is_cut(letters: Path, tmp_path: Path):
     sizes, cut = [], 0
     for row in rows:
         texts = row["query"], row["response_1"], row["response_2"]
-        sizes.append(len(build_prompt(template, tokenizer, *texts, max_prompt_tokens=10**6).ids))
-        cut += build_prompt(template, tokenizer, *texts, max_prompt_tokens=3000).truncated
+        sizes.append(len(fit(template, tokenizer, texts, 10**6, thinking=True).ids))
+        cut += fit(template, tokenizer, texts, 3000, thinking=True).truncated
     result = show(path, "--tokenizer", letters, "--max-prompt-tokens", 3000, "--examples", 0)
     assert cut == 2
     assert f"cut to fit 3000 tokens: {cut} (40.0 %) of 5 prompts" in said(result)

@@ -351,7 +351,7 @@ def test_nothing_is_written_over(run, judgebench, tmp_path):
     result, _ = run(prefers("good"), "judgebench", "--data", data, "--verdicts", judged)
     assert "is where results are written" in str(result.exception)
     result, _ = run(prefers("good"), "judgebench", "--data", data, "--verdicts", tmp_path / "out.json")
-    assert "would be written over" in str(result.exception)
+    assert "would be written to" in str(result.exception)
 
 
 def test_the_list():

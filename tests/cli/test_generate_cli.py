@@ -131,7 +131,7 @@ def test_other_prompts_under_the_same_id_are_refused(generate, tmp_path):
     assert generate(ROWS).exit_code == 0
     assert "completes another prompt" in str(generate([ROWS[0] | {"prompt": "3 + 3 ="}, *ROWS[1:]]).exception)
     (tmp_path / "out.jsonl.run.json").unlink()
-    assert "cannot be gone on with" in str(generate(ROWS).exception)
+    assert "is not this job's" in str(generate(ROWS).exception)
 
 
 def test_unusable_rows_are_passed_over_or_refused(generate, out):

@@ -148,7 +148,7 @@ def test_changed_texts_and_foreign_outputs_are_refused(judge, tmp_path: Path):
     assert "also holds 6 row(s)" in result.stderr
     (tmp_path / "out.jsonl.run.json").unlink()
     result, _ = judge(coin)
-    assert "cannot be gone on with" in str(result.exception)
+    assert "is not this job's" in str(result.exception)
 
 
 def test_jobs_share_a_store(judge, tmp_path: Path):

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rrm_jax.data.jsonl import AppendLog, Reader, RowError, write_whole
+from rrm_jax.data.jsonl import AppendLog, Reader, RowError
+from rrm_jax.data.whole_files import write_whole
 from rrm_jax.errors import RrmError
 
 GOOD = [{"id": 1}, {"id": 2, "text": "zwei\u2028 Zeilen? nein\n"}]

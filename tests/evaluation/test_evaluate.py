@@ -113,7 +113,7 @@ def test_nothing_of_another_job_is_replaced(pairs, generator, tmp_path):
         score_file(Job(pairs, policy, out), write(tmp_path / "said.jsonl", []))
     assert (out.with_name("out.json").read_text(encoding="utf-8"), generator.requests) == ("mine", [])
     other = tmp_path / "other"
-    with pytest.raises(RrmError, match="would be written over"):
+    with pytest.raises(RrmError, match="would be written to"):
         judge_benchmark(Job(pairs, policy, other), judge_of(generator, pairs), store=tmp_path / "other.run.json")
     judge_benchmark(Job(pairs, policy, other), judge_of(generator, pairs))
     with pytest.raises(RrmError, match="votes: was 1, is now 2"):

@@ -26,7 +26,7 @@ from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
 from rrm_jax.data.workers import in_order
 from rrm_jax.errors import RrmError
-from rrm_jax.judging.prompt import build_prompt
+from rrm_jax.judging.prompt import fit
 from rrm_jax.judging.template import load_template
 from rrm_jax.quickstart import world
 from rrm_jax.training.config import TrainConfig
@@ -185,7 +185,7 @@ def test_prompts_are_the_same_with_workers_from_a_cache_and_as_the_judge_is_show
     assert {asked.truncated for asked in plain} == {True, False}
     for pair, ids, truncated in plain:
         answer = [response.rpartition("</think>")[2] for response in (pair.response_1, pair.response_2)]
-        made = build_prompt(encode.template, encode.tokenizer, pair.query, *answer, max_prompt_tokens=MAX_TOKENS)
+        made = fit(encode.template, encode.tokenizer, (pair.query, *answer), MAX_TOKENS, thinking=True)
         assert (list(ids), truncated) == (made.ids, made.truncated)
 
 

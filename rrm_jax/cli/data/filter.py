@@ -65,8 +65,8 @@ def command(
         --verdicts hard.jsonl.votes.jsonl
     """
     from rrm_jax.cli.backend import open_generator
-    from rrm_jax.cli.judge_options import open_judge
-    from rrm_jax.cli.loading import Progress, warn
+    from rrm_jax.cli.judge_options import open_judge, votes_beside
+    from rrm_jax.cli.loading import Progress, exit_if_skipped, warn
     from rrm_jax.data.jsonl import Reader
     from rrm_jax.data.records import Unique, parse_labelled_pair
     from rrm_jax.data.split_rows import lines_of, refuse_to_overwrite, split_pairs
@@ -74,16 +74,13 @@ def command(
     from rrm_jax.evaluation.difficulty import Difficulty
     from rrm_jax.judging.store import VoteLog
     from rrm_jax.judging.summary import Summary
-    from rrm_jax.provenance import fingerprint, pinned
+    from rrm_jax.provenance import fingerprint, pinned, refuse_inputs_as_outputs
 
     most = judging.votes - 1 if limits.keep_at_most is None else limits.keep_at_most
     difficulty = Difficulty(judging.votes, limits.keep_at_least, most)
     dropped, run = (out.with_name(out.name + end) for end in (".dropped.jsonl", ".run.json"))
-    store = verdicts or out.with_name(out.name + ".votes.jsonl")
-    if pairs.resolve() in [path.resolve() for path in (out, dropped, run, store)]:
-        raise RrmError(f"--pairs {pairs} would be written to; choose another --out")
-    if store.resolve() in [path.resolve() for path in (out, dropped, run)]:
-        raise RrmError(f"--verdicts {store} is where results are written; name another file")
+    store = votes_beside(out, verdicts, (out, dropped, run))
+    refuse_inputs_as_outputs((out, dropped, run, store), [pairs])
     count, skipped = _check_labelled(pairs, strict)
     refuse_to_overwrite(dict.fromkeys((out, dropped), bytes), run, pairs, lambda: lines_of(pairs))
     progress = Progress("judging", count)
@@ -105,9 +102,7 @@ def command(
     for line in (*summary.lines(), *difficulty.lines()):
         print(line)
     print(f"{log.written} votes drawn now, {log.found} found in the store; {time.perf_counter() - started:.1f} s")
-    if skipped:
-        warn(f"{skipped} malformed row(s) of {pairs} were skipped")
-        raise typer.Exit(1)
+    exit_if_skipped(skipped, f"malformed row(s) of {pairs}")
 
 
 def _check_labelled(pairs: Path, strict: bool) -> tuple[int, int]:

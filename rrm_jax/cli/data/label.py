@@ -57,6 +57,14 @@ class _Rows:
         typer.Option("--relabel", help="Label rows that have a label, too, and say how often the new one is the same."),
     ] = False
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the labels depend on."""
+        if self.candidates is None:
+            return {"relabel": self.relabel}
+        taken = {"relabel": self.relabel, "pick": self.pick, "require_answer": self.require_answer}
+        return taken | ({"whole": True} if self.whole else {})
+
 
 @dataclasses.dataclass(frozen=True)
 class _Labelling:
@@ -117,8 +125,8 @@ def command(
     import time
 
     from rrm_jax.cli.backend import open_generator
-    from rrm_jax.cli.judge_options import open_judge
-    from rrm_jax.cli.loading import Progress, warn
+    from rrm_jax.cli.judge_options import open_judge, votes_beside
+    from rrm_jax.cli.loading import Progress, exit_if_skipped, warn
     from rrm_jax.data.jsonl import Reader
     from rrm_jax.data.records import Unique
     from rrm_jax.errors import RrmError
@@ -126,25 +134,20 @@ def command(
     from rrm_jax.evaluation.labelling_report import Labels
     from rrm_jax.judging.store import VoteLog
     from rrm_jax.judging.summary import Summary
-    from rrm_jax.provenance import fingerprint, pinned
+    from rrm_jax.provenance import fingerprint, pinned, refuse_inputs_as_outputs
 
     source, parse = _source(rows, judging.seed)
     if labelling.disagreement == "soft" and not judging.constrain_verdict:
         raise RrmError("--disagreement soft needs votes with probabilities; add --constrain-verdict")
     dropped, run = (out.with_name(out.name + end) for end in (".dropped.jsonl", ".run.json"))
-    store = verdicts or out.with_name(out.name + ".votes.jsonl")
-    if source.resolve() in [path.resolve() for path in (out, dropped, run, store)]:
-        raise RrmError(f"{source} would be written to; choose another --out")
-    if store.resolve() in [path.resolve() for path in (out, dropped, run)]:
-        raise RrmError(f"--verdicts {store} is where results are written; name another file")
+    store = votes_beside(out, verdicts, (out, dropped, run))
+    refuse_inputs_as_outputs((out, dropped, run, store), [source])
     labels, summary = Labels(Rule(labelling.disagreement, labelling.min_agreement)), Summary()
     count, skipped = _check(source, parse, strict, rows.relabel, labels)
     refuse_to_overwrite((out, dropped), run, source, parse)
     progress = Progress("judging", count)
     judge = open_judge(open_generator(models, progress), judging, order="both")
-    settings = judge.settings | dataclasses.asdict(labelling) | {"relabel": rows.relabel}
-    if rows.candidates is not None:
-        settings |= {"pick": rows.pick, "require_answer": rows.require_answer} | ({"whole": True} if rows.whole else {})
+    settings = judge.settings | dataclasses.asdict(labelling) | rows.settings
     started, before = time.perf_counter(), fingerprint(source)
     with (
         pinned(run, config=settings, seed=judging.seed, inputs={"pairs" if rows.pairs else "candidates": source}),
@@ -162,9 +165,7 @@ def command(
     for line in (*(summary.lines() if count else ()), *labels.lines(skipped)):
         print(line)
     print(f"{log.written} votes drawn now, {log.found} found in the store; {time.perf_counter() - started:.1f} s")
-    if skipped:
-        warn(f"{skipped} malformed row(s) of {source} were skipped")
-        raise typer.Exit(1)
+    exit_if_skipped(skipped, f"malformed row(s) of {source}")
 
 
 def _source(rows: _Rows, seed: int) -> "tuple[Path, Callable[[dict[str, Any]], Task]]":

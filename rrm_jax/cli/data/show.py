@@ -110,8 +110,8 @@ def command(
       rrm data show data/skywork data/tulu data/labelled.jsonl --weights 5,1,1 --html mix.html
       rrm data show --config rrm_7b.yaml data.train=pairs.jsonl
     """
-    from rrm_jax.cli.loading import warn
-    from rrm_jax.data.jsonl import write_whole
+    from rrm_jax.cli.loading import exit_if_skipped, warn
+    from rrm_jax.data.whole_files import write_whole
     from rrm_jax.errors import RrmError
     from rrm_jax.evaluation.data_mix import print_mix
     from rrm_jax.evaluation.data_page import as_html, make_console, print_page
@@ -139,9 +139,7 @@ def command(
     if html is not None:
         write_whole(html, as_html(console))
         warn(f"wrote {html}")
-    if skipped := sum(part.skipped for part in parts):
-        warn(f"{skipped} malformed row(s) were skipped")
-        raise typer.Exit(1)
+    exit_if_skipped(sum(part.skipped for part in parts))
 
 
 def _weighed(paths: list[str], weights: str | None) -> list[tuple[Path, float, int | None]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rrm_jax.cli.data.verify import VerifyingOptions, open_pool, settings_of
-from rrm_jax.cli.options import ModelOptions, Strict, with_options
+from rrm_jax.cli.options import ModelOptions, Strict, Temperature, TopP, with_options
 
 if TYPE_CHECKING:
     from rrm_jax.data.records import Question
@@ -80,8 +80,8 @@ class _Drawing:
 
     samples: Annotated[int, typer.Option(min=1, help="Samples a question from each generator.")] = 4
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of sampling, and of which two make a pair.")] = 0
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6
-    top_p: Annotated[float, typer.Option(max=1.0, help="In (0, 1]: draw from the most probable tokens.")] = 1.0
+    temperature: Temperature = 0.6
+    top_p: TopP = 1.0
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest thinking and answer, in tokens.")] = 8192
     instruction: Annotated[
         str | None,
@@ -131,26 +131,19 @@ def command(
       rrm data synthesize --questions data/prompts --model checkpoints/r1-1.5b --unverified --samples 2 \\
         --out candidates.jsonl
     """
-    from rrm_jax.cli.loading import Progress
+    from rrm_jax.cli.loading import Progress, exit_if_skipped
     from rrm_jax.data.prepared import content_file
     from rrm_jax.data.samples import CandidateFile, LoggedSamples
     from rrm_jax.data.synthesis import GIVEN, Synthesis, mark_samples
-    from rrm_jax.errors import RrmError
-    from rrm_jax.provenance import pinned
+    from rrm_jax.provenance import earlier_results, pinned, refuse_inputs_as_outputs
 
-    if not models.model and not given.candidates:
-        raise RrmError("nothing gives responses: name a --model, or a file of --candidates")
-    if models.model and given.questions is None:
-        raise RrmError("--model answers --questions; name them")
-    if verifying.verifier == GIVEN and (models.model or not given.candidates):
-        raise RrmError("--verifier given believes the `correct` of --candidates; a model's samples have none")
-    if given.unverified and verifying.verifier != "auto":
-        raise RrmError("--unverified looks at no answer; leave out --verifier")
+    _check_options(given, models, verifying)
     if drawing.instruction is None:
         drawing = dataclasses.replace(drawing, instruction="" if given.unverified else _INSTRUCTION)
     pool = open_pool(verifying, checked=verifying.verifier != GIVEN)
     directory, run = out.with_name(out.name + ".samples"), out.with_name(out.name + ".run.json")
-    _refuse_to_overwrite(out, run, given)
+    refuse_inputs_as_outputs((out, run), (given.questions, *(given.candidates or ())))
+    earlier_results([out], run)
     questions, skipped = _read(given, verifying.verifier, strict)
     settings = _settings(drawing, verifying) | ({"unverified": True} if given.unverified else {})
     inputs: dict[str, str | Path] = {f"candidates {at}": path for at, path in enumerate(given.candidates or ())}
@@ -164,25 +157,31 @@ def command(
         files = [CandidateFile(path, drawing.thinking == "required", accept) for path in given.candidates or ()]
         sources: Sequence[Source] = [*logs, *files]
         if given.unverified:
-            _write_candidates(out, questions, sources)
-            _end(skipped)
-            return
-        synthesis = Synthesis(questions, sources, drawing.seed)
-        with Progress("verifying") as progress:
-            for one in mark_samples(questions, sources, verifying.verifier, pool):
-                synthesis.add(one)
-                progress.advance()
-        _write(out, synthesis)
-    print("\n".join(synthesis.lines()))
-    _end(skipped)
+            lines = _write_candidates(out, questions, sources)
+        else:
+            synthesis = Synthesis(questions, sources, drawing.seed)
+            with Progress("verifying") as progress:
+                for one in mark_samples(questions, sources, verifying.verifier, pool):
+                    synthesis.add(one)
+                    progress.advance()
+            _write(out, synthesis)
+            lines = synthesis.lines()
+    print("\n".join(lines))
+    exit_if_skipped(skipped, "row(s)")
 
 
-def _end(skipped: int) -> None:
-    from rrm_jax.cli.loading import warn
+def _check_options(given: _Inputs, models: _Generators, verifying: VerifyingOptions) -> None:
+    from rrm_jax.data.synthesis import GIVEN
+    from rrm_jax.errors import RrmError
 
-    if skipped:
-        warn(f"{skipped} row(s) were skipped")
-        raise typer.Exit(1)
+    if not models.model and not given.candidates:
+        raise RrmError("nothing gives responses: name a --model, or a file of --candidates")
+    if models.model and given.questions is None:
+        raise RrmError("--model answers --questions; name them")
+    if verifying.verifier == GIVEN and (models.model or not given.candidates):
+        raise RrmError("--verifier given believes the `correct` of --candidates; a model's samples have none")
+    if given.unverified and verifying.verifier != "auto":
+        raise RrmError("--unverified looks at no answer; leave out --verifier")
 
 
 def _settings(drawing: _Drawing, verifying: VerifyingOptions) -> dict[str, Any]:
@@ -288,31 +287,21 @@ def _draw(options: ModelOptions, drawing: _Drawing, questions: Mapping[str, "Que
     return len(sampling.too_long)
 
 
-def _refuse_to_overwrite(out: Path, run: Path, given: _Inputs) -> None:
-    from rrm_jax.errors import RrmError
-
-    for path in (given.questions, *(given.candidates or ())):
-        if path is not None and path.resolve() in [out.resolve(), run.resolve()]:
-            raise RrmError(f"{path} would be written to; choose another --out")
-    if out.is_file() and out.stat().st_size and not run.is_file():
-        raise RrmError(f"{out} exists, but not {run}, so it is not this job's; choose another --out")
-
-
 def _write(out: Path, synthesis: "Synthesis") -> None:
-    from rrm_jax.cli.data.verify import write_rows
-    from rrm_jax.data.jsonl import write_whole
+    from rrm_jax.data.whole_files import write_jsonl, write_whole
 
     rows = (dataclasses.asdict(pair) | origin for pair, origin in synthesis.pairs())
-    write_rows(out, rows)
+    write_jsonl(out, rows)
     report = json.dumps(synthesis.report(), ensure_ascii=False, indent=2)
     write_whole(out.with_name(out.name + ".report.json"), report + "\n")
 
 
-def _write_candidates(out: Path, questions: "Mapping[str, Question]", sources: "Sequence[Source]") -> None:
+def _write_candidates(out: Path, questions: "Mapping[str, Question]", sources: "Sequence[Source]") -> list[str]:
+    """Returns what is to be told of them."""
     from collections import Counter
 
-    from rrm_jax.cli.data.verify import write_rows
     from rrm_jax.data.samples import gather
+    from rrm_jax.data.whole_files import write_jsonl
 
     counts: Counter[int] = Counter()
     left_out: Counter[str] = Counter()
@@ -324,7 +313,6 @@ def _write_candidates(out: Path, questions: "Mapping[str, Question]", sources: "
                 source = {"source": question.source} if question.source else {}
                 yield {"id": question.id, **source, "query": question.query, "responses": responses}
 
-    write_rows(out, rows())
+    write_jsonl(out, rows())
     lines = [f"questions with {size} responses: {count}" for size, count in sorted(counts.items())]
-    lines += [f"responses left out, {why}: {count}" for why, count in left_out.most_common()]
-    print("\n".join(lines))
+    return lines + [f"responses left out, {why}: {count}" for why, count in left_out.most_common()]

@@ -1,13 +1,11 @@
 """`rrm data tokenize`: the token ids of a training config's prompts, made before the run that reads them."""
 
-from typing import Annotated
-
-import typer
+from rrm_jax.cli.options import ConfigFile, Overrides
 
 
 def command(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of one that comes with the package.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, as key=value.")] = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
 ) -> None:
     """Tokenise all pairs that a training config trains on, once, for runs to read from `data.token_cache`.
 

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -82,19 +81,17 @@ def command(
       rrm data verify --candidates answers.jsonl --questions questions.jsonl --out marked.jsonl
       rrm data verify --candidates answers.jsonl --out marked.jsonl --verifier numeric:0.01
     """
-    from rrm_jax.cli.loading import Progress, check_rows, warn
+    from rrm_jax.cli.loading import Progress, check_rows, exit_if_skipped
     from rrm_jax.data.jsonl import Reader
     from rrm_jax.data.prepared import content_file
     from rrm_jax.data.records import Unique
-    from rrm_jax.errors import RrmError
-    from rrm_jax.provenance import pinned
+    from rrm_jax.data.whole_files import write_jsonl
+    from rrm_jax.provenance import earlier_results, pinned, refuse_inputs_as_outputs
 
     pool = open_pool(verifying)
     run = out.with_name(out.name + ".run.json")
-    if {candidates.resolve(), questions and questions.resolve()} & {out.resolve(), run.resolve()}:
-        raise RrmError("an input would be written to; choose another --out")
-    if out.is_file() and out.stat().st_size and not run.is_file():
-        raise RrmError(f"{out} exists, but not {run}, so it is not this job's; choose another --out")
+    refuse_inputs_as_outputs((out, run), (candidates, questions))
+    earlier_results([out], run)
     known, skipped = read_questions(questions, strict) if questions else ({}, 0)
     parse, ids = _parser(known), list[str]()
     skipped += check_rows(candidates, Unique(parse), strict, lambda row: ids.append(row.id))
@@ -111,11 +108,9 @@ def command(
             yield row.marked(outcomes)
 
     with pinned(run, config=settings_of(verifying), seed=None, inputs=inputs), pool, progress:
-        write_rows(out, marked())
+        write_jsonl(out, marked())
     print("\n".join(tally.lines()))
-    if skipped:
-        warn(f"{skipped} malformed row(s) were skipped")
-        raise typer.Exit(1)
+    exit_if_skipped(skipped)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,20 +252,3 @@ class Tally:
             if differ > len(self._disagreements):
                 lines.append(f"and {differ - len(self._disagreements)} more")
         return lines
-
-
-def write_rows(out: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes a JSONL file that appears only when it is complete."""
-    from rrm_jax.data.jsonl import encode_row
-    from rrm_jax.errors import RrmError
-
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            for row in rows:
-                file.write(encode_row(row))
-        os.replace(partial, out)
-    except OSError as error:
-        raise RrmError(f"cannot write {out}: {error.strerror or error}; run again to go on") from None
-    finally:
-        partial.unlink(missing_ok=True)
