@@ -55,7 +55,7 @@ def copy_assets(src: str | Path, dst: str | Path) -> list[str]:
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """In the fast tokenizers' file, the one that is read here."""
+    """A fast one: a tokenizer.json."""
     return (directory / "tokenizer.json").is_file()
 
 

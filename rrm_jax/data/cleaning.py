@@ -27,7 +27,7 @@ class Reason:
 
 
 class Filter(Protocol):
-    """One rule by which rows are left out. It may keep what it saw: it is asked once a row, in order."""
+    """One rule by which rows are left out. It may keep what it saw: it is asked once a row at most, in order."""
 
     @property
     def names(self) -> tuple[str, ...]:

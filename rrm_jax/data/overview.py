@@ -76,7 +76,7 @@ class Sample[T]:
         self._heap: list[tuple[int, int, T]] = []
 
     def add(self, name: str, item: T) -> None:
-        """`name` is the item's address: items of one name are all drawn or none."""
+        """`name` is the item's address, which alone decides whether it is drawn."""
         drawn = hashlib.blake2b(f"sample\x1f{self._seed}\x1f{name}".encode(), digest_size=8).digest()
         # The largest hash is at the top; a number of its own, since items need have no order.
         entry = (-int.from_bytes(drawn), -len(self._heap), item)

@@ -203,8 +203,8 @@ class Conversation:
         yield event("[DONE]")
 
     async def answer(self, receive: Receive, seconds: float) -> Response:
-        """The whole answer, or a stream of its chunks, whichever was asked for. When the reader leaves, or after
-        `seconds`, its rows are free again. Raises HttpError."""
+        """The whole answer, or a stream of its chunks, whichever was asked for. Its rows are free again when the reader
+        leaves (ClientGone), or after `seconds` (TimeoutError)."""
         if self._stream:
             return EventStream(self._chunks(), seconds, self.close, lambda error: event(error.body))
         try:

@@ -73,7 +73,7 @@ class DataConfig(Config):
 
 
 class JudgeConfig(Config):
-    """How pairs are shown; a run's checkpoints keep it, and `rrm judge` asks in the same way."""
+    """How pairs are shown. Template and thinking go with the run's checkpoints: `rrm judge` asks in the same way."""
 
     template: str = "default"
     """A packaged template's name or a file."""
