@@ -148,11 +148,11 @@ def assemble(groups: list[Group], config: TrainConfig, version: int, **extra: fl
     earned_PG = earned_PG - reward.invalid * invalid_PG - reward.length * length_PG / limit
     earned_PG = earned_PG + overlong_penalty(length_PG, limit, reward.overlong_tokens)
     rollouts = Rollouts(groups, examples, earned_PG, earned_PG, version, extra)
-    rollouts.advantage_PG = np.asarray(group_advantages(earned_PG, config.grpo.normalise_std))
+    rollouts.advantage_PG = group_advantages(earned_PG, config.grpo.normalise_std)
     return rollouts
 
 
 def add_rewards(rollouts: Rollouts, more_PG: np.ndarray, config: TrainConfig) -> None:
     """Adds to the rewards, and takes the advantages anew."""
     rollouts.reward_PG = rollouts.reward_PG + more_PG
-    rollouts.advantage_PG = np.asarray(group_advantages(rollouts.reward_PG, config.grpo.normalise_std))
+    rollouts.advantage_PG = group_advantages(rollouts.reward_PG, config.grpo.normalise_std)
