@@ -5,6 +5,10 @@
 Each run is `configs/quickstart/grpo.yaml` with the overrides of `RUNS`, below; nothing is tuned for a variant. Held-out
 pairs are judged in both orders at temperature 1. Writes learning.json, learning.md and learning.png to OUT. Killed and
 started again it goes on where it was.
+
+`--biased` has other runs, and writes biased.json, biased.md and biased.png: a DirectJudge, which cannot tell who is
+right, and which its demonstrations have taught to name whoever is shown first, five times of six. That is right as often
+as a fair coin is, so that GRPO's own reward sees nothing wrong in it; the reward for consistency does.
 """
 
 import argparse
@@ -27,6 +31,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "GSPO": {"grpo.variant": "gspo"},
     "GRPO + consistency": {"grpo.variant": "grpo", "reward.consistency": 1.0},
 }
+BIASED: dict[str, dict[str, Any]] = {
+    "GRPO": {},
+    "GRPO + consistency": {"reward.consistency": 1.0},
+}
+KEPT = 5  # one in so many demonstrations that name the second
 _EVERY = 20
 
 
@@ -35,32 +44,51 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--only", help="the names of some of the runs, comma-separated")
+    parser.add_argument("--biased", action="store_true", help="the runs of a judge that favours the first")
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    names = options.only.split(",") if options.only else list(RUNS)
-    curves = {name: [_curve(_run(options.out / f"seed{seed}", name, seed)) for seed in seeds] for name in names}
+    runs, what = (BIASED, "biased") if options.biased else (RUNS, "learning")
+    names = options.only.split(",") if options.only else list(runs)
+    where = "biased-seed" if options.biased else "seed"
+    prefix = "direct_" if options.biased else ""
+    curves: dict[str, list[dict]] = {name: [] for name in names}
+    for seed in seeds:
+        home = options.out / f"{where}{seed}"
+        prepare(home, seed, Sizes())
+        if options.biased:
+            _favour_the_first(home / "data" / "direct_demonstrations.jsonl")
+        for name in names:
+            curves[name].append(_curve(_run(home, prefix, name, seed, runs[name])))
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "learning.json").write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
+    (options.out / f"{what}.json").write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
     text = _table(curves, seeds)
-    (options.out / "learning.md").write_text(text, encoding="utf-8")
-    _figure(curves, seeds, options.out / "learning.png")
+    (options.out / f"{what}.md").write_text(text, encoding="utf-8")
+    _figure(curves, seeds, options.out / f"{what}.png")
     print(text)
 
 
-def _run(home: Path, name: str, seed: int) -> Path:
+def _favour_the_first(demonstrations: Path) -> None:
+    """Leaves one in `KEPT` of those that name the second; of a file that has been through this already, all."""
+    rows = demonstrations.read_text(encoding="utf-8").splitlines(keepends=True)
+    first, second = ([row for row in rows if f"Assistant {named}" in row] for named in (1, 2))
+    if len(second) > len(first) / 2:
+        demonstrations.write_text("".join(first + second[::KEPT]), encoding="utf-8")
+
+
+def _run(home: Path, prefix: str, name: str, seed: int, changes: dict[str, Any]) -> Path:
     """The finished run of this name; the warm start is made once for all of a seed's runs."""
-    prepare(home, seed, Sizes())
-    if not (home / "warm_start" / "checkpoints" / "400").exists():
-        train_run(home, "warm_start", seed, print)
+    start = home / f"{prefix}warm_start"
+    if not (start / "checkpoints" / "400").exists():
+        train_run(home, start.name, seed, print)
     output = home / name.lower().replace(" ", "_").replace(".", "").replace("+_", "")
     overrides = {
-        "output": str(output), "seed": seed, "model.path": str(home / "warm_start"),
+        "output": str(output), "seed": seed, "model.path": str(start),
         "data.train": str(home / "data" / "pairs.jsonl"), "data.eval": str(home / "data" / "eval.jsonl"),
         "judge.template": str(home / "template.toml"), "eval.every": _EVERY, "checkpoint.every": 100,
-        "log.traces": 0, **RUNS[name],
+        "log.traces": 0, **changes,
     }  # fmt: skip
     arguments = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
-    config = load_config(TrainConfig, "quickstart/grpo.yaml", arguments)
+    config = load_config(TrainConfig, f"quickstart/{prefix}grpo.yaml", arguments)
     if not (output / "checkpoints" / str(config.steps)).exists():
         print(f"── {name}, seed {seed}", flush=True)
         train(config, resume=(output / "config.yaml").exists())
