@@ -7,8 +7,8 @@ pairs are judged in both orders at temperature 1. Writes learning.json, learning
 started again it goes on where it was.
 
 `--biased` has other runs, and writes biased.json, biased.md and biased.png: a DirectJudge, which cannot tell who is
-right, and which its demonstrations have taught to name whoever is shown first, five times of six. That is right as often
-as a fair coin is, so that GRPO's own reward sees nothing wrong in it; the reward for consistency does.
+right, and which its demonstrations have taught to name whoever is shown first, five times of six. That is right as
+often as a fair coin is, so that GRPO's own reward sees nothing wrong in it; the reward for consistency does.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from rrm_jax.cli.main import _app
@@ -25,6 +26,7 @@ def rrm(*words: object, exit_code: int = 0) -> str:
     return result.stdout
 
 
+@pytest.mark.thorough
 def test_from_answers_to_token_ids(real_data: Path, tmp_path: Path):
     published = (real_data / "gsm8k" / "example_model_solutions.jsonl").read_text(encoding="utf-8").splitlines()[:ROWS]
     rows = [json.loads(line) for line in published]

@@ -288,6 +288,7 @@ def run_rrm(*arguments: str | Path, **options) -> subprocess.Popen:
     )
 
 
+@pytest.mark.thorough
 def test_kill_9_and_restart_with_a_real_model(model: Path, tmp_path: Path):
     pairs, out = write_pairs(tmp_path / "pairs.jsonl", 40), tmp_path / "out.jsonl"
     template = tmp_path / "short.toml"

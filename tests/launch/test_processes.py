@@ -100,6 +100,7 @@ def copy_until(run: Path, copy: Path, step: int) -> None:
     metrics.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the victim in /proc")
 def test_a_run_that_is_moved_to_two_processes_of_which_one_is_killed_is_as_on_one_device(tmp_path):
     """GRPO: two steps on one device, then four on two processes of two devices, one killed in mid-run.

@@ -83,6 +83,7 @@ def correctness_of(real_data, name):
     return {str(at): [json.loads(row)[source]["is_correct"] for source in sources] for at, row in enumerate(rows)}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "shape"), [("qwen_math_bon8", (100, 8)), ("gsm8k", (1319, 4))])
 @pytest.mark.parametrize(
     ("strategy", "invalid"),

@@ -89,6 +89,7 @@ def test_elo_plays_each_pair_once_in_one_round(counts, seed):
         assert list(result.ranking) == sorted(range(n), key=lambda c: -result.ratings[c])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=NAMES)
 def test_a_tournament_is_the_same_in_any_company(strategy):
     quality = distinct_quality([5, 8, 1, 2, 7])
@@ -282,6 +283,7 @@ def test_equal_answers_are_not_compared():
     assert (result.comparisons, result.spared, set(result.ranking[:2])) == (8, 2, {0, 4})
 
 
+@pytest.mark.thorough
 def test_a_budget_is_never_exceeded_and_tokens_by_a_round_at_most():
     quality = distinct_quality([8] * 20)
     for strategy in STRATEGIES:
@@ -291,6 +293,7 @@ def test_a_budget_is_never_exceeded_and_tokens_by_a_round_at_most():
     assert {(result.comparisons, result.stopped) for result in results} == {(8, "tokens")}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rating", ["points", "elo"])
 def test_the_exact_rule_never_changes_the_winner_and_saves_comparisons(rating):
     sizes = [2, 3, 5, 8, 9, 12] * 100

@@ -81,6 +81,7 @@ def test_seeds_are_pooled_and_told_in_one_report(config, judges):
     assert Path("out/test-time-compute/figure.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.thorough
 def test_killed_it_goes_on_and_asks_for_nothing_twice(config, judges):
     judges.dies_after = 15  # in the first seed's test-time compute
     with pytest.raises(Killed):
@@ -121,6 +122,7 @@ def test_rows_that_are_not_there_are_assumed(config):
     assert new["test-time-compute"] >= 3 * 10 + 4 * 6
 
 
+@pytest.mark.thorough
 def test_a_shared_store_counts_once():
     studies = studies_of(load("tiny", []), 0)
     few = Assumed(pairs=20, queries=5)

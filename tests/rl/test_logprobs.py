@@ -114,6 +114,7 @@ def test_gradients_equal_finite_differences(budget, monkeypatch):
             np.testing.assert_allclose(found[at], (ends[0] - ends[1]) / 2e-5, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
 def test_a_mesh_gives_the_same_scores_and_gradients(shape, tied, monkeypatch):

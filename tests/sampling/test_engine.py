@@ -110,6 +110,7 @@ def test_long_prompts_in_chunks_beside_short_ones(rope, window):
         assert is_greedy(config, PARAMS, found[request.id, 0])
 
 
+@pytest.mark.thorough
 def test_decoding_goes_on_while_a_long_prompt_is_prefilled(monkeypatch):
     sampler = make_sampler(config=LONG, block=4)
     order = []
@@ -152,6 +153,7 @@ def test_all_choices_are_runtime_values_and_compilations_are_few():
     assert sampler.compilations <= 5 + 2 * 3 + 2 + 3
 
 
+@pytest.mark.thorough
 def test_ten_thousand_requests_leave_nothing_behind():
     config = tiny_config(max_positions=2048, num_layers=1)
     sampler = make_sampler(batch_size=64, config=config, params=realistic_params(config))
@@ -197,6 +199,7 @@ def test_a_batch_that_empties_shrinks():
     assert is_greedy(CONFIG, PARAMS, found["r0", 0])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("block", "overlap"), [(1, False), (7, True), (64, True)])
 def test_block_length_and_overlap_change_nothing(block, overlap):
     requests = make_requests(13, max_new_tokens=30, stop_ids=(3, 9))
@@ -211,6 +214,7 @@ def test_a_fixed_number_of_steps_draws_the_same():
     assert tokens(run(sampler, requests)) == tokens(run(make_sampler(), requests))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("dtype", "bound"), [("int8", 0.03), ("float8_e4m3fn", 0.2)])
 def test_narrow_caches_change_logprobs_little(dtype, bound):
     narrow = run(make_sampler(cache_dtype=jnp.dtype(dtype), batch_size=4), make_requests(9, max_new_tokens=40))
@@ -222,6 +226,7 @@ def test_narrow_caches_change_logprobs_little(dtype, bound):
     assert gaps.max() < 20 * bound
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("dtype", "bound"), [("int8", 0.1), ("float8_e4m3fn", 0.35)])
 def test_narrow_weights_change_logprobs_little(dtype, bound):
     sampler = make_sampler(weight_dtype=jnp.dtype(dtype), batch_size=4)
@@ -235,6 +240,7 @@ def test_narrow_weights_change_logprobs_little(dtype, bound):
     assert gaps.max() < 20 * bound
 
 
+@pytest.mark.thorough
 def test_narrow_weights_are_split_over_a_mesh():
     sampler, mesh, dtype = make_sampler(weight_dtype=jnp.int8), make_mesh(MeshShape(2, 2, 2)), jnp.int8
     spread = make_sampler(mesh=mesh, options=Options(spec=partition_spec), weight_dtype=dtype)
@@ -242,6 +248,7 @@ def test_narrow_weights_are_split_over_a_mesh():
     assert tokens(run(spread, greedy)) == tokens(run(sampler, greedy))
 
 
+@pytest.mark.thorough
 def test_failed_rows_leave_no_nan_behind_in_narrow_and_shared_caches():
     broken = {**PARAMS, "embedding": np.array(PARAMS["embedding"]), "lm_head": np.array(PARAMS["lm_head"])}
     broken["embedding"][1], broken["lm_head"][1] = np.nan, 0
@@ -254,6 +261,7 @@ def test_failed_rows_leave_no_nan_behind_in_narrow_and_shared_caches():
     assert {c.request.id: c.token_ids for c in found} == {r.id: greedy_loop(CONFIG, broken, r) for r in good}
 
 
+@pytest.mark.thorough
 def test_rows_that_fail_midway_leave_their_columns_clean():
     broken = {**PARAMS, "embedding": np.array(PARAMS["embedding"])}
     broken["embedding"][1] = np.nan  # a row fails the moment it has drawn token 1, after any number of others
@@ -267,6 +275,7 @@ def test_rows_that_fail_midway_leave_their_columns_clean():
     assert {(c.request.id, c.request.sample): c.token_ids for c in found} == expected
 
 
+@pytest.mark.thorough
 def test_a_broken_end_of_a_prompt_does_not_reach_the_head_that_others_share():
     broken = {**PARAMS, "embedding": np.array(PARAMS["embedding"]), "lm_head": np.array(PARAMS["lm_head"])}
     broken["embedding"][1], broken["lm_head"][1] = np.nan, 0
@@ -341,6 +350,7 @@ def test_the_cache_is_donated_and_not_copied():
     assert memory.alias_size_in_bytes >= bytes_of_cache
 
 
+@pytest.mark.thorough
 def test_eight_devices_agree_with_one():
     mesh = make_mesh(MeshShape(2, 2, 2))
     spread = make_sampler(batch_size=6, mesh=mesh, options=Options(spec=partition_spec))

@@ -84,6 +84,7 @@ def test_a_sample_is_the_same_with_and_without_guesses(how):
         assert completion.finish_reason == plain[key].finish_reason
 
 
+@pytest.mark.thorough
 def test_the_limit_and_growth_hold_with_guesses():
     requests = make_requests(5, max_new_tokens=90, temperature=0.0)
     guessed = run(make_sampler(lookup=PromptLookup(6, least=1)), requests)
@@ -93,6 +94,7 @@ def test_the_limit_and_growth_hold_with_guesses():
     assert {len(c.token_ids) for c in one.values()} == {1}
 
 
+@pytest.mark.thorough
 def test_nan_is_found_behind_a_guess_too():
     broken = {**PARAMS, "embedding": np.array(PARAMS["embedding"]), "lm_head": np.array(PARAMS["lm_head"])}
     broken["embedding"][1] = np.nan

@@ -267,6 +267,7 @@ def test_wrong_construction_is_refused():
         make_sampler(options=Options(spec=partition_spec))
 
 
+@pytest.mark.thorough
 def test_dynamic_rope_grows_past_the_trained_length_as_cached_decoding_does():
     config = tiny_config(max_positions=32, rope=Rope(kind="dynamic", factor=4.0))
     params = jax.tree.map(jnp.asarray, unstack(PARAMS))
@@ -317,6 +318,7 @@ def test_arrays_in_place_are_used_as_they_are():
     assert make_sampler(params=stack(listed))._params is not listed
 
 
+@pytest.mark.thorough
 def test_an_idle_prompt_that_no_longer_fits_its_place_is_computed_again():
     rng = np.random.default_rng(0)
     long = tuple(rng.integers(0, CONFIG.vocab_size, 200).tolist())

@@ -76,6 +76,7 @@ def test_streamed_tokens_are_the_completion(engine):
         assert tuple(value for _, values in heard[at] for value in values) == completion.model_logprobs
 
 
+@pytest.mark.thorough
 def test_a_cancelled_request_gives_its_row_to_another(engine):
     shared = engine(batch_size=1)
     running = shared.submit(LONG)

@@ -59,6 +59,7 @@ def test_a_streamed_verdict_shows_its_votes_as_they_are_drawn(url):
     assert sorted(texts.values()) == sorted(vote["text"] for vote in verdict["votes"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("strategy", ["knockout", "round-robin", "swiss:rounds=2"])
 def test_a_ranking_is_the_offline_one(home, url, strategy):
     body = {"query": PAIR["query"], "responses": RESPONSES, "id": "query", "strategy": strategy, "seed": 2, "votes": 2}

@@ -32,7 +32,7 @@ def start(home: World, tmp_path: Path):
         command = [str(Path(sys.executable).parent / "rrm"), "serve", "--model", str(home.directory), "--port", "0"]
         command += ["--batch-size", "4", *JUDGING, *options]
         more = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "RRM_COMPILATION_CACHE": "off"} | environment
-        more["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+        more |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | more)
         running.append(process)
         address, said = "", ""
@@ -65,6 +65,7 @@ def test_told_to_end_it_finishes_what_runs_and_accepts_no_more(start):
         httpx2.get(url + "/health")
 
 
+@pytest.mark.thorough
 def test_what_does_not_end_in_time_is_cut_off(start):
     process, url = start("--grace", "1")
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -77,6 +78,7 @@ def test_what_does_not_end_in_time_is_cut_off(start):
         assert running.result(60).json()["error"]["code"] == "shutting_down"
 
 
+@pytest.mark.thorough
 def test_a_killed_server_leaves_a_whole_store_and_answers_from_it(start, tmp_path):
     store = tmp_path / "votes.jsonl"
     process, url = start("--verdicts", str(store), "--token-env", "RRM_TOKEN", RRM_TOKEN="s3cret")

@@ -211,6 +211,7 @@ def test_many_askers_of_all_kinds_get_what_each_would_get_alone(url):
             )
 
 
+@pytest.mark.thorough
 def test_no_request_that_the_schema_allows_is_a_server_error(url):
     """Requests made from the OpenAPI schema, and answers checked against it."""
     import schemathesis

@@ -65,6 +65,7 @@ def no_judge(*_, **__):
     raise AssertionError("nobody is to be asked")
 
 
+@pytest.mark.thorough
 def test_runs_are_trained_once_and_compared(home):
     path = study(
         home,
@@ -86,6 +87,7 @@ def test_runs_are_trained_once_and_compared(home):
     assert times == [(home / f"rl-{name}" / "metrics.jsonl").stat().st_mtime_ns for name in ("verifier", "coin")]
 
 
+@pytest.mark.thorough
 def test_pairs_are_the_policys_own_and_labelled_three_ways(home):
     pairs = {
         "questions": str(home / "questions.jsonl"),

@@ -151,6 +151,7 @@ def joined(shared: list[list[str]]) -> list[str]:
     return [each for batch in range(3) for mine in shared for each in mine[batch].split()]
 
 
+@pytest.mark.thorough
 def test_processes_share_one_global_order(encode, tmp_path):
     files = [write_jsonl(tmp_path / "a.jsonl", pairs(30, "a")), tmp_path / "b"]
     write_prepared(files[1], RecordsBuilder, pairs(20, "b"), kind="pairs", facts={})
@@ -221,6 +222,7 @@ class _Worker:
         return index, xla_bridge.backends_are_initialized()
 
 
+@pytest.mark.thorough
 def test_a_killed_reader_goes_on_with_the_same_prompts(encode, tmp_path):
     write_jsonl(tmp_path / "a.jsonl", pairs(50))
     code = """

@@ -72,6 +72,7 @@ def test_preferred_responses_become_more_probable_than_the_others(home):
     assert "accuracy" in read_metrics(run, "eval")[0]
 
 
+@pytest.mark.thorough
 def test_resumed_is_bit_for_bit_the_same(home):
     whole = train(config_of(home, "whole", steps=4), False, lambda message: None)
     train(config_of(home, "resumed", steps=2), False, lambda message: None)
@@ -80,6 +81,7 @@ def test_resumed_is_bit_for_bit_the_same(home):
         np.testing.assert_array_equal(mine, its)
 
 
+@pytest.mark.thorough
 def test_packing_changes_nothing(home):
     """One pair a row against several, and with a reference that waits on the host: the same losses."""
     runs = [

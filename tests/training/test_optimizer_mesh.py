@@ -96,6 +96,7 @@ def after_steps(settings, mesh, steps=3):
     return params, state, compiled.as_text()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("settings", KINDS, ids=name)
 def test_a_mesh_of_eight_makes_the_same_steps(settings, tmp_path):
     alone, alone_state, _ = after_steps(settings, make_mesh(MeshShape(1, 1, 1), jax.devices()[:1]))

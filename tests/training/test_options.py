@@ -75,6 +75,7 @@ def _comparable(run: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in read_metrics(run, "train")]
 
 
+@pytest.mark.thorough
 def test_asynchronous_rollouts_are_one_step_old_and_a_resumed_run_has_the_same(home):
     changes = {"rollout__asynchronous": True, "grpo__importance_cap": 2.0, "optimizer__learning_rate": 1e-3}
     run = _train(home, "ahead", **changes)
@@ -95,6 +96,7 @@ def test_two_threads_never_share_a_mesh(home, monkeypatch):
     assert not (home / "ahead8").exists()
 
 
+@pytest.mark.thorough
 def test_a_run_goes_on_on_another_number_of_devices(home, monkeypatch):
     """From one device to 2 × 2 × 2. float32: the same samples, norms to 1e-2; AdamW divides small gradients by
     themselves, so that a few parameters (1 %) may differ by more than 1e-4."""

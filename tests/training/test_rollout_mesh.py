@@ -87,6 +87,7 @@ def shared(home):
     return run(home, "shared")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("changes", [ANOTHER, APART], ids=["another layout", "devices of their own"])
 def test_rollouts_elsewhere_are_the_same_rollouts(home, shared, changes):
     found = run(home, f"run{len(changes)}", **changes)
@@ -94,6 +95,7 @@ def test_rollouts_elsewhere_are_the_same_rollouts(home, shared, changes):
     assert all(row["mismatch"] < 2e-4 for row in found.train)
 
 
+@pytest.mark.thorough
 def test_asynchronous_rollouts_elsewhere_are_those_of_one_device(home, monkeypatch):
     found = run(home, "ahead", **APART, **AHEAD)
     assert [row["policy_lag"] for row in found.train] == [0, 1]
