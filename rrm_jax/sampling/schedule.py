@@ -7,7 +7,7 @@ are in the same part.
 
 import collections
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -100,10 +100,14 @@ class Schedule:
 
     def start_rows(self) -> list[int]:
         """Gives free rows to waiting requests whose prompts are ready; returns those rows."""
-        started = []
+        started: list[int] = []
+        if not self.waiting or None not in self.rows:
+            return started
+        homes = self._homes()
         for key in list(self.waiting):
-            homes = [(at, r) for at, r in self._homes(key) if r.ready]
-            for at, resident in homes:
+            for at, resident in homes.get(key, ()):
+                if not resident.ready:
+                    continue
                 free = self._free_rows(self._part_of_prompt(at))
                 while key in self.waiting and len(resident.users) < self.rows_per_prompt and free:
                     row = free.pop(0)
@@ -130,10 +134,13 @@ class Schedule:
             else:
                 del self.waiting[key]
 
-    def _homes(self, key: Key) -> Iterator[tuple[int, Resident]]:
+    def _homes(self) -> dict[Key, list[tuple[int, Resident]]]:
+        """Where each prompt is. They are long and begin alike: each is hashed once, not compared with the others."""
+        homes: dict[Key, list[tuple[int, Resident]]] = {}
         for at, resident in enumerate(self.residents):
-            if resident is not None and resident.key == key:
-                yield at, resident
+            if resident is not None:
+                homes.setdefault(resident.key, []).append((at, resident))
+        return homes
 
     # Parts of the batch
 
@@ -275,8 +282,9 @@ class Schedule:
 
         A prompt whose head is just being computed for another waits for it.
         """
+        everywhere = self._homes()  # who makes room below has nobody waiting for it
         for key in list(self.waiting)[:_LOOKED_AT]:
-            homes = list(self._homes(key))
+            homes = everywhere.get(key, [])
             if homes and not self._stranded(homes):
                 continue  # its own place will serve it when rows come free
             part = self._part_for(homes)

@@ -12,6 +12,7 @@ from rrm_jax import __version__
 from rrm_jax.errors import RrmError
 from rrm_jax.serving import jobs, schemas
 from rrm_jax.serving.chat import Conversation, request_of
+from rrm_jax.serving.completions import complete
 from rrm_jax.serving.gathering import Gathering
 from rrm_jax.serving.guard import Guard
 from rrm_jax.serving.page import add_page
@@ -41,6 +42,8 @@ _EVENT = {
     "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
     "required": ["data"],
 }
+_LARGE = 16_384
+"""Bytes of a body from which on it takes longer to tokenize than to hand to another thread and back."""
 _EVENTS = {200: {"content": {"text/event-stream": {"schema": _EVENT}}}}
 
 
@@ -55,6 +58,7 @@ def create_app(service: Service, token: str | None = None, group: int = 0, group
     _answer_errors(app)
     _add_states(app, service)
     _add_chat(app, service)
+    _add_completions(app, service)
     _add_judging(app, service)
     _add_rewards(app, service, group, group_seconds)
     add_page(app, service, token is not None)
@@ -118,9 +122,20 @@ def _add_chat(app: FastAPI, service: Service) -> None:
     async def chat(body: schemas.ChatRequest, request: Request) -> Any:
         """A completion of a conversation, as OpenAI's API has it. With `stream`, its chunks as server-sent events."""
         engine = service.ready()
-        asked = await asyncio.to_thread(request_of, service.model, body)
+        if len(await request.body()) < _LARGE:
+            asked = request_of(service.model, body)
+        else:
+            asked = await asyncio.to_thread(request_of, service.model, body)
         conversation = Conversation(engine, service.model, body, asked)
         return await conversation.answer(request.receive, service.limits.seconds)
+
+
+def _add_completions(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/completions", response_model=schemas.CompletionAnswer, responses=_WORK | _refusals(404))
+    async def completions(body: schemas.CompletionRequest, request: Request) -> Any:
+        """A completion of a prompt in tokens, which may stand anywhere: in a template, or within an answer."""
+        seconds = service.limits.seconds
+        return JSONResponse(await complete(service.ready(), service.model, body, request.receive, seconds))
 
 
 def _add_judging(app: FastAPI, service: Service) -> None:

@@ -17,7 +17,7 @@ from rrm_jax.judging.store import digest
 from rrm_jax.sampling.protocol import Completion, Decoding, FinishReason, Request
 from rrm_jax.serving.engine import Engine, Ticket, Withdrawn
 from rrm_jax.serving.responses import EventStream, HttpError, event, while_wanted
-from rrm_jax.serving.schemas import ChatRequest, Message
+from rrm_jax.serving.schemas import ChatRequest, Drawing, Message
 from rrm_jax.serving.text import Field, Layout, Written, opens_thinking
 
 
@@ -32,20 +32,29 @@ class ChatModel:
 
 
 def request_of(model: ChatModel, body: ChatRequest) -> Request:
-    """The first sample's request. Its id is a digest of the prompt: equal questions, with equal seeds, get equal
-    answers."""
-    if body.model != model.name:
-        raise HttpError(404, f"the model {body.model!r} does not exist; this server has {model.name!r}", "no_model")
+    """The first sample's request."""
+    check_name(model, body)
     turns = [(_role(message), _content(message)) for message in body.messages]
     ids = tuple(model.tokenizer.encode_chat(turns))
-    most = body.max_completion_tokens or body.max_tokens
+    return drawing(model, body, ids, body.max_completion_tokens or body.max_tokens, model.tokenizer.stop_ids)
+
+
+def check_name(model: ChatModel, body: Drawing) -> None:
+    """HttpError 404 for another model than the one that is served."""
+    if body.model != model.name:
+        raise HttpError(404, f"the model {body.model!r} does not exist; this server has {model.name!r}", "no_model")
+
+
+def drawing(model: ChatModel, body: Drawing, ids: tuple[int, ...], most: int | None, stops: tuple[int, ...]) -> Request:
+    """A request for at most `most` tokens (None: the server's own number, where there is room). Its id is a digest of
+    the prompt: equal questions, with equal seeds, get equal answers."""
     if most is None:
         most = min(model.decoding.max_new_tokens, max(1, model.max_positions - len(ids)))
     decoding = dataclasses.replace(
         model.decoding,
         temperature=model.decoding.temperature if body.temperature is None else body.temperature,
         top_p=model.decoding.top_p if body.top_p is None else body.top_p,
-        top_k=body.top_k, min_p=body.min_p, max_new_tokens=most, stop_ids=model.tokenizer.stop_ids, thinking=None,
+        top_k=body.top_k, min_p=body.min_p, max_new_tokens=most, stop_ids=stops, thinking=None,
     )  # fmt: skip
     seed = secrets.randbits(32) if body.seed is None else body.seed % (1 << 32)
     return Request(digest(list(ids)), ids, decoding, 0, seed)

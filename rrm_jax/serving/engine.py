@@ -118,7 +118,8 @@ class Engine:
     @property
     def full(self) -> bool:
         """Whether as many wait as may, beside those for whom there are rows."""
-        return self.queued >= self.max_waiting + self.sampler.batch_size - self.busy
+        queued = self.queued
+        return queued >= self.max_waiting and queued >= self.max_waiting + self.sampler.batch_size - self.busy
 
     @property
     def _schedule(self) -> Schedule | None:

@@ -13,7 +13,7 @@ from rrm_jax.serving.responses import RETRY, HttpError
 OPEN = ("/health", "/ready", "/")
 """What is answered without a token, and all below PAGE: a browser asks for the page before it can know one."""
 PAGE = "/page/"
-WORK = ("/v1/chat/completions", "/judge", "/rank", "/compare", "/get_reward")
+WORK = ("/v1/chat/completions", "/v1/completions", "/judge", "/rank", "/compare", "/get_reward")
 _KNOWN = (*OPEN, *WORK, "/metrics", "/v1/models", "/openapi.json")
 
 

@@ -65,21 +65,28 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class ChatRequest(Body):
+class Drawing(Body):
     """`temperature` and `top_p` are the server's unless given; `user` and `metadata` have no effect."""
 
     model: Annotated[str, Field(max_length=1000)]
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] = 0
     min_p: Probability = 0.0
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31, description="Goes before max_tokens.")] | None = None
     n: Annotated[int, Field(ge=1, le=64)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63, description="Without one each request draws its own.")] | None = (
         None
     )
+    user: Annotated[str, Field(max_length=1000)] | None = None
+    metadata: dict[str, str] | None = None
+
+
+class ChatRequest(Drawing):
+    """As OpenAI's."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31, description="Goes before max_tokens.")] | None = None
     stop: (
         Annotated[str, Field(min_length=1, max_length=1000)]
         | Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=16)]
@@ -91,8 +98,6 @@ class ChatRequest(Body):
     separate_reasoning: Annotated[
         bool, Field(description="False: content is all that was written, with `</think>` in it.")
     ] = True
-    user: Annotated[str, Field(max_length=1000)] | None = None
-    metadata: dict[str, str] | None = None
 
 
 class TokenLogprob(Answer):
@@ -143,6 +148,58 @@ class ChatAnswer(Answer):
     created: int
     model: str
     choices: list[Choice]
+    usage: Usage
+
+
+# Completions
+
+
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class CompletionRequest(Drawing):
+    """As vLLM's, of a prompt in tokens, the model's own: text has the chat's route. Whole answers alone."""
+
+    prompt: Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000)]
+    stop_token_ids: Annotated[
+        list[TokenId], Field(max_length=64, description="Beside those that end the model's answers.")
+    ] = []
+    logprobs: (
+        Annotated[int, Field(ge=0, le=5, description="Any number: of the drawn tokens, by the model's distribution.")]
+        | None
+    ) = None
+    return_token_ids: bool = False
+    skip_special_tokens: Annotated[
+        Literal[False], Field(description="Control tokens are spelled out, but for the one that ends the answer.")
+    ] = False
+    stream: Literal[False] | None = None
+
+
+class CompletionLogprobs(Answer):
+    """Of every token that was drawn, the one that ends the answer included."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+
+
+class CompletionChoice(Answer):
+    """One of the `n` answers; `token_ids`, where they were asked for, are all that was drawn."""
+
+    index: int
+    text: str
+    token_ids: list[int] | None
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class CompletionAnswer(Answer):
+    """As OpenAI's."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
     usage: Usage
 
 

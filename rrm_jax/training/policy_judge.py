@@ -51,6 +51,11 @@ class PolicyJudge:
                 concurrency=settings.concurrency,
             )
             remote.check(decoding)
+            if settings.backend_api == "chat" and not _opens(tokenizer, template.prefix(thinking)):
+                report(
+                    f"warning: a chat server's prompt does not end with {template.prefix(thinking)!r}, as this judge's "
+                    "does; unless the server's own template adds it, use policy.judge.backend_api=completions"
+                )
             generator = remote
         room = position_limit(source.config) - settings.max_new_tokens
         self._judge = Judge(
@@ -79,6 +84,12 @@ class PolicyJudge:
             return
         with self._weights.in_use():
             yield self._judge
+
+
+def _opens(tokenizer: Tokenizer, prefix: str) -> bool:
+    """Whether the tokenizer's own chat template begins the model's turn with `prefix`."""
+    asked = [("user", "?")]
+    return tokenizer.encode_chat(asked) == tokenizer.encode_chat(asked, prefix)
 
 
 class _Weights:
