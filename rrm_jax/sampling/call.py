@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _PROMPT_BUCKET, _CACHE_BUCKET, _STOP_BUCKET, _SCRIPT_BUCKET = 32, 64, 8, 32  # the smallest ones
 _KERNEL_BUCKET = 128  # from which on all buckets are whole tiles of the kernels for TPUs and GPUs
-PREFILL_TOKENS = 1024  # a chunk: enough to keep an accelerator busy, and decoding never waits longer
+PREFILL_TOKENS = 1024  # a chunk: enough to keep an accelerator busy, and decoding waits for twice as much at most
 
 
 def prompt_bucket(options: Options) -> int:
@@ -166,14 +166,14 @@ class GenerateCall:
     # Prompts
 
     def _refill(self) -> list[int]:
-        """Prefills and starts rows: all it can while a quarter of the rows is idle, else one chunk at most."""
+        """Prefills and starts rows: all it can while a quarter of the rows is idle, else a chunk or some small ones."""
         schedule = self.schedule
         decoding = bool(schedule.live())
         if not schedule.waiting and not decoding:
             return []
         schedule.rows_per_prompt = schedule.group()
         self._fit_prompts()
-        started = schedule.start_rows()
+        started, computed = schedule.start_rows(), 0
         while True:
             schedule.admit()
             chunk = schedule.next_chunk()
@@ -183,9 +183,11 @@ class GenerateCall:
             self.shared = self.programs.prefill(self.params, self.shared, *chunk[:6], limit=chunk.limit)
             self.stats.prefilled += chunk.real
             self.stats.prefill_computed += chunk.tokens.size
+            computed += chunk.tokens.size
             started += schedule.start_rows()
             idle = len(schedule.rows) - len(schedule.live())
-            if not schedule.waiting or (decoding and 4 * idle < len(schedule.rows)):
+            small = computed + chunk.tokens.size <= schedule.prefill_tokens * self.sampler.ways
+            if not schedule.waiting or (decoding and 4 * idle < len(schedule.rows) and not small):
                 break
         for row in started:
             self._ask(row)

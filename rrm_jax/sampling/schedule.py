@@ -105,9 +105,7 @@ class Schedule:
             return started
         homes = self._homes()
         for key in list(self.waiting):
-            for at, resident in homes.get(key, ()):
-                if not resident.ready:
-                    continue
+            for at, resident in (home for home in homes.get(key, ()) if home[1].ready):
                 free = self._free_rows(self._part_of_prompt(at))
                 while key in self.waiting and len(resident.users) < self.rows_per_prompt and free:
                     row = free.pop(0)
@@ -362,8 +360,12 @@ class Schedule:
             part = chosen[self._part_of_prompt(at)]
             if self._kind(at) == (columns, later) and len(part) < most:
                 part.append(at)
-        each = coarse_bucket(max(map(len, chosen)), ratio=4 if self._coarse else 2)
-        return self._chunk(chosen, min(each, most), columns, later)
+        holds = coarse_bucket(wanted := max(map(len, chosen)), ratio=4 if self._coarse else 2)
+        each = min(holds, most)
+        if self._coarse and 4 * wanted < 3 * each:  # rather the others with the next chunk than a third of it empty
+            each = holds // 4
+            chosen = [part[:each] for part in chosen]
+        return self._chunk(chosen, each, columns, later)
 
     def _kind(self, at: int) -> tuple[int, bool]:
         resident = self._at(at)
