@@ -190,6 +190,20 @@ def test_decisions_are_a_function_of_the_requests():
     assert sum(map(len, first)) == 60
 
 
+@pytest.mark.parametrize(
+    ("prompts", "sizes"), [(1, [1]), (2, [1, 1]), (3, [4]), (5, [4, 1]), (11, [4, 4, 4]), (12, [16])]
+)
+def test_coarse_chunks_have_few_sizes_and_a_third_of_empty_places_at_most(prompts, sizes):
+    schedule = Schedule(16, 1, 1024, coarse=True)
+    for at in range(prompts):
+        schedule.add(request(f"r{at}", [at, *range(20)]))
+    schedule.resize_prompts(schedule.prompts_wanted(), 64)
+    schedule.admit()
+    chunks = list(iter(schedule.next_chunk, None))
+    assert [len(chunk.tokens) for chunk in chunks] == sizes
+    assert len(schedule.start_rows()) == prompts
+
+
 @pytest.mark.parametrize("coarse", [False, True])
 @pytest.mark.parametrize("ways", [1, 2])
 def test_what_a_place_is_said_to_hold_is_there(ways, coarse):
