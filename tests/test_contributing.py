@@ -52,6 +52,7 @@ def given(tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("title", SHOWS)
 def test_one_file_and_one_line_are_enough(given, tmp_path, title):
     assert SECTIONS.keys() == SHOWS.keys()

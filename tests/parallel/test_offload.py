@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rrm_jax.parallel.mesh import MeshShape, make_mesh, replicated
@@ -75,6 +76,7 @@ def test_what_came_back_can_be_donated_and_sent_again():
     assert np.array_equal(x, np.full((8, 4), 3, np.float32))
 
 
+@pytest.mark.thorough
 def test_two_processes_keep_their_own_shards():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

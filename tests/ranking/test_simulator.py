@@ -76,6 +76,7 @@ def test_labels_make_a_judge_of_that_accuracy():
     np.testing.assert_allclose(named.mean(axis=0), [0.8, 0.2, 0.5], rtol=0, atol=0.032)  # 4 standard errors
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rating", ["points", "elo"])
 def test_the_exact_rule_changes_no_winner_of_ten_thousand_tournaments(rating):
     size = 6

@@ -167,6 +167,7 @@ def test_a_compare_function_that_answers_too_little_or_nonsense_is_found_out():
         Outcome(0)  # type: ignore[arg-type]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("strategy", [RoundRobin(), Knockout(), Swiss(), Adaptive()])
 def test_no_verdicts_at_all_favour_no_position(strategy):
     quality = {str(at): [0] * 4 for at in range(800)}

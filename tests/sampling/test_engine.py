@@ -91,6 +91,7 @@ def test_heads_are_found_again_after_their_owners_finished():
         assert is_greedy(CONFIG, PARAMS, found[request.id, 0])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("rope", "window"),
     [(Rope(), None), (Rope(), 24), (Rope(kind="dynamic", factor=4.0), None)],

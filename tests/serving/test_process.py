@@ -50,6 +50,7 @@ def start(home: World, tmp_path: Path):
         process.wait()
 
 
+@pytest.mark.thorough
 def test_told_to_end_it_finishes_what_runs_and_accepts_no_more(start):
     process, url = start("--grace", "60")
     with concurrent.futures.ThreadPoolExecutor() as pool:

@@ -174,6 +174,7 @@ def take_share(feed: Feed) -> list:
     return [*next(shard), *next(shard)]
 
 
+@pytest.mark.thorough
 def test_prompts_are_the_same_with_workers_from_a_cache_and_as_the_judge_is_shown_them(encode, tmp_path):
     rows = [open_pairs(write_jsonl(tmp_path / "a.jsonl", pairs(30, "a")), lambda _: None), pairs(11, "b")]
     stream = PairStream([Part(rows[0], 2), Part(rows[1], 1)], 7)

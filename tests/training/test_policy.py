@@ -242,6 +242,7 @@ def test_what_cannot_be_is_said_before_a_model_is_read(home):
     assert not (home / "none").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("one_device")
 def test_a_run_that_is_part_of_a_job_ends_the_job_when_it_is_told_to_stop(home, monkeypatch):
     write = Metrics.write
