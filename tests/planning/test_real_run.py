@@ -60,8 +60,7 @@ def loaded() -> dict[str, int]:
 
 
 def test_a_plan_says_what_a_run_allocates(tmp_path):
-    """To the byte, but for what the next step does not need: device 0 has the step's rewards yet; and a chunk of
-    prompts is planned 32 tokens wide, while the run's prompts need 16."""
+    """To the byte; but a chunk of prompts is planned 32 tokens wide, while the run's prompts need 16."""
     make_base(tmp_path / "base")
     make_data(tmp_path)
     config = config_of(tmp_path)
@@ -79,8 +78,7 @@ def test_a_plan_says_what_a_run_allocates(tmp_path):
     planned = RunPrograms(config, decoder_of(config, None), *meshes(config))
     resting = sum(device_bytes(planned.state[name]) for name in planned.resting)
     held = [between[device] - before.get(device, 0) for device in range(8)]
-    rewards = config.rollout.prompts_per_step * config.rollout.group_size * 4
-    assert held == [resting + rewards, *[resting] * 7]
+    assert held == [resting] * 8
     waits = {program.name: program.beside for program in planned.all()}
     made = plan(config, planned.decoder, topology("cpu:8"))
     own = {one.name: one.total - sum(one.holds[name] for name in waits[one.name]) for one in made.footprints}
