@@ -237,6 +237,7 @@ def test_which_caches_the_kernels_are_used_for(backend, capability, shape, dtype
     assert takes(jax.ShapeDtypeStruct(shape, dtype), backend) is taken
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("quick_compiles")
 def test_the_sampler_writes_the_same_text_with_the_gpu_kernel(monkeypatch):
     """Two rows on each of two prompts, greedy, float32. Full attention stays XLA's: cuDNN has no interpreter."""

@@ -41,6 +41,7 @@ AGGREGATORS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", AGGREGATORS)
 def test_tournaments_stay_on_their_devices(name):
     mesh = make_mesh(MeshShape(data=2, fsdp=4))

@@ -144,6 +144,7 @@ def test_a_mesh_gives_the_same_scores_and_gradients(shape, tied, monkeypatch):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("window", [None, 4])
 def test_shared_prompts_give_the_same_gradient(window):
     """float32, 1e-4 of the largest gradient of a parameter; with a window that ends inside prompts, too."""

@@ -68,6 +68,7 @@ def test_greedy_text_is_the_same_in_fewer_passes():
     assert steps[PromptLookup(4)] < steps[None] / 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", [{"temperature": 0.0}, {"temperature": 0.3}, {"temperature": 1.0, "top_p": 0.6}])
 def test_a_sample_is_the_same_with_and_without_guesses(how):
     rng = np.random.default_rng(0)

@@ -289,6 +289,7 @@ def test_dynamic_rope_grows_past_the_trained_length_as_cached_decoding_does():
     assert tokens(found) != tokens(plain)  # so the stretch did matter
 
 
+@pytest.mark.thorough
 def test_two_processes_agree_with_one():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -39,6 +39,7 @@ def test_bytes_are_the_weights_and_the_filled_columns_of_every_step():
     assert stats.roofline is None  # a CPU's bandwidth is not in the table
 
 
+@pytest.mark.thorough
 def test_int8_columns_count_their_scales():
     _, stats = sampled([Request("r", (1, 2, 3), Decoding(0.0, max_new_tokens=2))], cache_dtype=jnp.int8)
     assert stats.column_bytes == CONFIG.num_layers * CONFIG.num_kv_heads * 2 * (CONFIG.head_dim + 4)

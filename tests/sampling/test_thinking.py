@@ -30,6 +30,7 @@ def greedy_from(ids, most: int) -> list[int]:
     return drawn
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("lookup", [None, PromptLookup(3)], ids=["plain", "look-up"])
 def test_a_used_up_budget_closes_the_thinking_and_answers_greedily(lookup):
     free = run(make_sampler(), requests_with(end_id=END))

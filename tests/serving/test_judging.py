@@ -95,6 +95,7 @@ def test_equal_answers_are_not_compared(url):
     assert answer["spared"] == 3 == sum(not match["judged"] for match in answer["matches"])
 
 
+@pytest.mark.thorough
 def test_rewards_are_those_of_the_offline_tournament(home, url):
     groups = [
         {"query": "1 + 1?", "responses": [f"x</think>{text}" for text in RESPONSES], "seed": 3},

@@ -103,6 +103,7 @@ def test_an_answer_that_takes_too_long_is_given_up(home, endless):
         wait_until(lambda: engine.busy == engine.queued == 0)
 
 
+@pytest.mark.thorough
 def test_a_slow_reader_holds_up_nobody(slow, endless):
     url, engine, _ = slow
     host, port = url.removeprefix("http://").split(":")

@@ -78,6 +78,7 @@ HOW = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variant", HOW)
 def test_splits_and_meshes_take_the_same_step(home, variant, monkeypatch):
     """One device with 1, 2 and 5 or more micro-batches, and eight: fsdp, and data × fsdp × tensor.

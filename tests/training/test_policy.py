@@ -88,6 +88,7 @@ def params_of(run) -> list[np.ndarray]:
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("one_device")
 def test_a_run_by_tournaments_goes_on_bit_for_bit_and_asks_for_no_verdict_twice(home):
     run = run_of(home, "whole", steps=3)

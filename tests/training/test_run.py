@@ -273,6 +273,7 @@ def test_a_signal_in_the_last_step_changes_nothing(home, tmp_path):
     assert not any("stopped" in line for line in said)
 
 
+@pytest.mark.thorough
 def test_all_processes_stop_after_the_same_step_when_one_is_told_to(home, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

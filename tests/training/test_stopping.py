@@ -36,6 +36,7 @@ def rows(run: str) -> list[dict]:
     return [{k: v for k, v in row.items() if "second" not in k} for row in kept]
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_stopped_twice_is_the_undisturbed_one(tmp_path, monkeypatch):
     make_base(tmp_path / "base")
     make_data(tmp_path)
