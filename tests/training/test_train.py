@@ -33,6 +33,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
+    jax.clear_caches()  # programs that another module has had optimised round otherwise than those of a new process
     return make_home(tmp_path_factory.mktemp("training"))
 
 
