@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from rrm_jax.checkpoints.assets import JUDGE_TEMPLATE
 from rrm_jax.checkpoints.load import load_model
+from rrm_jax.checkpoints.sources import open_source
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.errors import RrmError
 from rrm_jax.judging.judge import Judge
-from rrm_jax.judging.template import check_template, choose_template
+from rrm_jax.judging.template import as_trained, check_template
 from rrm_jax.parallel.mesh import make_mesh
 from rrm_jax.sampling.opening import sampler_of
 from rrm_jax.sampling.protocol import Decoding
@@ -40,17 +41,17 @@ def open_judge(
     model, has no tokenizer, or has no room for `max_new_tokens` after a prompt.
     """
     compute = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
-    mesh = make_mesh()
-    loaded = load_model(model, mesh=mesh, dtype=compute)
-    tokenizer = Tokenizer.load(loaded.assets)
-    shown = choose_template(template, loaded.assets / JUDGE_TEMPLATE)
-    thinks = bool(loaded.facts.get("judge_thinking", True)) if thinking is None else thinking
-    if warning := check_template(shown, loaded.facts, [Path(model).resolve().name], thinks):
+    source = open_source(model)  # what cannot be is found before a weight is read
+    tokenizer = Tokenizer.load(source.assets)
+    shown, thinks = as_trained(source.assets / JUDGE_TEMPLATE, source.facts, template, thinking)
+    if warning := check_template(shown, source.facts, [Path(model).resolve().name], thinks):
         warnings.warn(warning, stacklevel=2)
-    room = position_limit(loaded.config) - max_new_tokens
+    room = position_limit(source.config) - max_new_tokens
     if room < 1:
         raise RrmError(f"max_new_tokens {max_new_tokens} leaves no room for a prompt; give fewer")
     options["max_prompt_tokens"] = min(options.get("max_prompt_tokens", 4096), room)
+    mesh = make_mesh()
+    loaded = load_model(model, mesh=mesh, dtype=compute)
     return Judge(
         sampler_of(loaded, None if mesh.size == 1 else mesh, compute, batch_size),
         tokenizer,

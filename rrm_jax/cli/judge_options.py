@@ -13,7 +13,6 @@ from rrm_jax.cli.options import Temperature
 
 if TYPE_CHECKING:
     from rrm_jax.judging.judge import Judge, OrderPolicy
-    from rrm_jax.judging.template import Template
 
 _MAX_NEW_TOKENS = 8192
 
@@ -74,16 +73,18 @@ def open_judge(
     generator: Writer, options: JudgeOptions, *, order: "OrderPolicy" = "random", keep_thinking: bool = False
 ) -> "Judge":
     """The judge that the options describe. Raises RrmError for settings that cannot be, before anything is drawn."""
+    from rrm_jax.checkpoints.assets import JUDGE_TEMPLATE
     from rrm_jax.errors import RrmError
     from rrm_jax.judging.forcing import forcing, tokens_needed
     from rrm_jax.judging.judge import Judge
-    from rrm_jax.judging.template import check_template
+    from rrm_jax.judging.template import as_trained, check_template
     from rrm_jax.sampling.protocol import Decoding
 
     tokenizer = generator.tokenizer
     assert tokenizer is not None
-    thinking = bool(generator.facts.get("judge_thinking", True)) if options.direct is None else not options.direct
-    template = open_template(generator.assets, options.template)
+    thinking = None if options.direct is None else not options.direct
+    own = generator.assets / JUDGE_TEMPLATE
+    template, thinking = as_trained(own, generator.facts, options.template, thinking)
     if warning := check_template(template, generator.facts, generator.names, thinking):
         warn(f"warning: {warning}")
     rules = forcing(
@@ -125,11 +126,3 @@ def votes_beside(out: Path, verdicts: Path | None, results: Sequence[Path]) -> P
     if store.resolve() in [path.resolve() for path in results]:
         raise RrmError(f"--verdicts {store} is where results are written; name another file")
     return store
-
-
-def open_template(assets: Path, name: str | None) -> "Template":
-    """The template of that name or file; without one, what the model was trained with here, or else the default."""
-    from rrm_jax.checkpoints.assets import JUDGE_TEMPLATE
-    from rrm_jax.judging.template import choose_template
-
-    return choose_template(name, assets / JUDGE_TEMPLATE)

@@ -147,10 +147,14 @@ def _toml(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def choose_template(name: str | Path | None, trained: Path) -> Template:
-    """The template of that name or file; None: the one in the file `trained`, where there is one, else the default.
-    Raises RrmError."""
-    return load_template(name if name is not None else trained if trained.is_file() else "default")
+def as_trained(
+    trained: Path, facts: Mapping[str, Any], template: str | Path | None = None, thinking: bool | None = None
+) -> tuple[Template, bool]:
+    """The template of that name or file, and whether to think before the verdict. What is None is as the model was
+    trained here: the template in the file `trained`, where there is one, and the `judge_thinking` among its `facts`;
+    else the default one, and True. Raises RrmError."""
+    name = template if template is not None else trained if trained.is_file() else "default"
+    return load_template(name), bool(facts.get("judge_thinking", True)) if thinking is None else thinking
 
 
 def check_template(

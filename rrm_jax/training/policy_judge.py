@@ -12,7 +12,7 @@ from rrm_jax.checkpoints.load import load_model
 from rrm_jax.checkpoints.sources import open_source
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.judging.judge import Judge
-from rrm_jax.judging.template import check_template, choose_template
+from rrm_jax.judging.template import as_trained, check_template
 from rrm_jax.parallel.offload import to_device, to_host
 from rrm_jax.sampling.opening import sampler_of
 from rrm_jax.sampling.protocol import Decoding, Generator
@@ -29,9 +29,8 @@ class PolicyJudge:
         source = open_source(settings.model)
         for note in source.notes:
             report(note)
-        template = choose_template(settings.template, source.assets / JUDGE_TEMPLATE)
-        thinking = settings.thinking
-        thinking = bool(source.facts.get("judge_thinking", True)) if thinking is None else thinking
+        own = source.assets / JUDGE_TEMPLATE
+        template, thinking = as_trained(own, source.facts, settings.template, settings.thinking)
         if warning := check_template(template, source.facts, [str(source.path)], thinking):
             report(f"warning: {warning}")
         tokenizer = Tokenizer.load(source.assets)

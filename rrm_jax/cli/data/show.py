@@ -182,9 +182,10 @@ def _from_config(
 
 
 def _view(prompt: _Prompt) -> "View | None":
-    from rrm_jax.cli.judge_options import open_template
+    from rrm_jax.checkpoints.assets import JUDGE_TEMPLATE
     from rrm_jax.data.tokenizer import Tokenizer
     from rrm_jax.evaluation.prompt_view import View
+    from rrm_jax.judging.template import as_trained
 
     if prompt.tokenizer is None:
         return None
@@ -194,8 +195,8 @@ def _view(prompt: _Prompt) -> "View | None":
 
         source = open_source(prompt.tokenizer)
         assets, facts = source.assets, source.facts
-    thinking = bool(facts.get("judge_thinking", True)) if prompt.direct is None else not prompt.direct
-    template = open_template(assets, prompt.template)
+    thinking = None if prompt.direct is None else not prompt.direct
+    template, thinking = as_trained(assets / JUDGE_TEMPLATE, facts, prompt.template, thinking)
     return View(Tokenizer.load(assets), template, prompt.max_prompt_tokens or 4096, thinking)
 
 
