@@ -9,7 +9,7 @@ import pytest
 from rrm_jax.quickstart.run import Sizes, prepare
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = [pytest.mark.usefixtures("quick_compiles"), pytest.mark.thorough]
 
 
 def run(name: str, *words: object) -> None:

@@ -30,6 +30,7 @@ def write(path, rows):
     return path
 
 
+@pytest.mark.thorough
 def test_more_and_better_spent_comparisons_find_the_best_more_often(tmp_path, run):
     strategies = "round-robin,knockout,adaptive,round-robin:rating=points,round-robin:rating=points:stop=certain"
     code, out, _ = run("--candidates", 8, "--spread", 2, "--tournaments", 700, "--strategies", strategies)

@@ -59,6 +59,7 @@ def loaded() -> dict[str, int]:
     return found
 
 
+@pytest.mark.thorough
 def test_a_plan_says_what_a_run_allocates(tmp_path):
     """To the byte; but a chunk of prompts is planned 32 tokens wide, while the run's prompts need 16."""
     make_base(tmp_path / "base")

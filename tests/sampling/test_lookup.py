@@ -47,6 +47,7 @@ def quoting_world():
     return config, {**params, "layers": layers}
 
 
+@pytest.mark.thorough
 def test_greedy_text_is_the_same_in_fewer_passes():
     config, params = quoting_world()
     requests = make_requests(11, temperature=0.0, max_new_tokens=60)

@@ -32,6 +32,7 @@ def test_the_tokens_are_the_samplers(home, url):
     assert [choice["index"] for choice in answer["choices"]] == [0, 1]
 
 
+@pytest.mark.thorough
 def test_a_greedy_judge_at_the_server_gives_the_verdicts_of_the_judge_here(home, url):
     def judge(generator) -> Judge:
         how = {"thinking_budget": 8, "max_prompt_tokens": 300, "model": "tiny"}
