@@ -1,8 +1,8 @@
 """What programs hold and exchange by arithmetic, where no compiler says it, and to choose what is worth compiling.
 
 State is exact: it is what the shardings say. Temporaries and exchanges are a model of what is large: the inputs of
-layers that wait for the backward pass, a layer's own activations, weights gathered over fsdp, the output matrix's
-gradient, chunks of logits. docs/planning.md says how far that is from compiled programs.
+layers that wait for the backward pass, a layer's own activations, weights gathered over fsdp, the output matrix, a
+block of logits. docs/planning.md says how far that is from compiled programs.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from rrm_jax.training.config import MeshConfig, TrainConfig
 from rrm_jax.training.rollout_mesh import check_divides
 from rrm_jax.training.throughput import layer_weights
 
-_LOGITS = 128 * 2**20  # a chunk of float32 logits, see rl/logprobs.py
+_LOGITS = 128 * 2**20  # a block of float32 logits, see rl/logprobs.py
 
 
 def programs_of(config: TrainConfig, decoder: DecoderConfig, topology: Topology) -> RunPrograms:
@@ -85,7 +85,7 @@ class _Model:
             return max(self._layer(self.tokens, self.tensor) + self._gathered(), output)
         if name == "forward and backward":
             kept = self._kept()
-            output = self.table * (self.width + 4) + 3 * _LOGITS
+            output = self.table * self.width + 3 * _LOGITS
             gradients = 0 if self.config.model.lora else (self.weights / self.fsdp) * self.width
             # Logits come before the first layer's backward pass: the two are not held at once.
             return kept + gradients + max(2 * (self._layer(self.tokens, self.tensor) + 2 * self._gathered()), output)

@@ -1,6 +1,6 @@
 """Log-probabilities and entropies of completion tokens, without ever holding a [B, T, V] array.
 
-Axes: B rows, T time, C completion time, c a chunk of C, D model width, V vocabulary.
+Axes: B rows, T time, C completion time, D model width, V vocabulary, b a block of V.
 """
 
 import functools
@@ -14,6 +14,7 @@ from rrm_jax.models.decoder import Options, Params, forward
 from rrm_jax.types import Array
 
 _LOGITS_BYTES = 128 * 2**20  # float32 logits that one device holds at a time
+_LANES = 128  # of a TPU's tiles
 
 
 class Sequences(NamedTuple):
@@ -62,9 +63,10 @@ def completion_scores(
 def token_scores(hidden_BCD, table_VD, targets_BC, temperature: float, options: Options = Options()) -> Scores:
     """Scores of `targets` under the softmax of hidden · tableᵀ / temperature.
 
-    The logits of a chunk of C are made, used and dropped, in the forward pass and once more in the backward pass: one
-    product with the table more than if they were kept. On a mesh each device works on its own rows and its own part
-    of the vocabulary; the table's gradient is summed over devices once, not once a chunk.
+    The logits of a block of V are made, used and dropped, in the forward pass and once more in the backward pass: one
+    product with the table more than if they were kept. A block of V for all tokens, not some tokens for all of V: so
+    a block's part of the table's gradient is one product, and nothing as large as the table is added up. On a mesh each
+    device works on its own rows and its own part of the vocabulary.
     """
     return Scores(*_token_scores(hidden_BCD, table_VD, targets_BC, 1.0 / temperature, options.spec))
 
@@ -77,7 +79,7 @@ def _token_scores(hidden_BCD, table_VD, targets_BC, inverse_temperature: float, 
 def _forward(hidden_BCD, table_VD, targets_BC, inverse_temperature: float, spec):
     place = _Placement(spec)
     run = place.on_mesh(
-        functools.partial(_chunked_scores, place, inverse_temperature),
+        functools.partial(_scores_by_blocks, place, inverse_temperature),
         (place.rows(3), place.table(), place.rows(2)),
         (place.rows(2),) * 3,
     )
@@ -88,7 +90,7 @@ def _forward(hidden_BCD, table_VD, targets_BC, inverse_temperature: float, spec)
 def _backward(inverse_temperature: float, spec, kept, cotangents):
     place = _Placement(spec)
     run = place.on_mesh(
-        functools.partial(_chunked_gradients, place, inverse_temperature),
+        functools.partial(_gradients_by_blocks, place, inverse_temperature),
         (place.rows(3), place.table(), *(place.rows(2),) * 5),
         (place.rows(3), place.table_gradient()),
     )
@@ -137,81 +139,95 @@ class _Placement:
         scattered = jax.lax.psum_scatter(gradient_VD, self.width_axis, scatter_dimension=1, tiled=True)
         return jax.lax.psum(scattered, others) if others else scattered
 
-    def local(self, targets_Bc, size: int):
-        """Which targets are in this device's part of the vocabulary, and where."""
-        start = 0 if self.vocab_axis is None else jax.lax.axis_index(self.vocab_axis) * size
-        at = targets_Bc - start
+    def local(self, targets_BC, part: int, start, size: int):
+        """Which targets are in a block of this device's part of the vocabulary, and where."""
+        first = 0 if self.vocab_axis is None else jax.lax.axis_index(self.vocab_axis) * part
+        at = targets_BC - first - start
         return (at >= 0) & (at < size), jnp.clip(at, 0, size - 1)
 
 
-def _logits(hidden_BcD, table_VD, inverse_temperature: float):
-    product = jnp.einsum("bcd,vd->bcv", hidden_BcD, table_VD, preferred_element_type=jnp.float32)
+def _logits(hidden_BCD, table_bD, inverse_temperature: float):
+    product = jnp.einsum("bcd,vd->bcv", hidden_BCD, table_bD, preferred_element_type=jnp.float32)
     return product * inverse_temperature
 
 
-def _chunked_scores(place: _Placement, inverse_temperature: float, hidden_BCD, table_VD, targets_BC):
+class _Sum(NamedTuple):
+    """Of e^(z − highest) and e^(z − highest) (z − highest) over the logits z seen so far, float32 [B, C] each."""
+
+    highest: jax.Array
+    total: jax.Array
+    weighted: jax.Array
+
+    def relative_to(self, highest) -> "_Sum":
+        """The same sums for a higher `highest`."""
+        less = self.highest - highest
+        return _Sum(highest, jnp.exp(less) * self.total, jnp.exp(less) * (self.weighted + less * self.total))
+
+
+def _scores_by_blocks(place: _Placement, inverse_temperature: float, hidden_BCD, table_VD, targets_BC):
     """The log-probability, the logits' log-sum-exp, and the entropy, float32 [B, C] each."""
-    size = table_VD.shape[0]
 
-    def score(hidden_BcD, targets_Bc):
-        logits = _logits(hidden_BcD, table_VD, inverse_temperature)
-        highest = place.max_over_vocab(jnp.max(logits, axis=-1))
-        weights = jnp.exp(logits - highest[..., None])
-        total = place.sum_over_vocab(jnp.sum(weights, axis=-1))
-        # Σ p (logit − highest): the entropy is log total − that.
-        mean = place.sum_over_vocab(jnp.sum(weights * (logits - highest[..., None]), axis=-1)) / total
-        here, at = place.local(targets_Bc, size)
-        own = jnp.take_along_axis(logits, at[..., None], axis=-1)[..., 0]
-        normaliser = highest + jnp.log(total)
-        return place.sum_over_vocab(jnp.where(here, own, 0)) - normaliser, normaliser, jnp.log(total) - mean
+    def add(state, start, table_bD):
+        own, before = state
+        logits = _logits(hidden_BCD, table_bD, inverse_temperature)
+        so_far = before.relative_to(jnp.maximum(before.highest, jnp.max(logits, axis=-1)))
+        above = logits - so_far.highest[..., None]
+        weights = jnp.exp(above)
+        total, weighted = so_far.total + jnp.sum(weights, -1), so_far.weighted + jnp.sum(weights * above, -1)
+        here, at = place.local(targets_BC, table_VD.shape[0], start, table_bD.shape[0])
+        chosen = jnp.take_along_axis(logits, at[..., None], axis=-1)[..., 0]
+        return own + jnp.where(here, chosen, 0), _Sum(so_far.highest, total, weighted)
 
-    return _over_chunks(score, size, hidden_BCD, targets_BC)
+    zeros = jnp.zeros(targets_BC.shape, jnp.float32)
+    # Not −∞, of which a difference times a total of 0 is no number.
+    nothing = zeros, _Sum(jnp.full_like(zeros, jnp.finfo(jnp.float32).min / 2), zeros, zeros)
+    own, own_sum = _over_blocks(add, table_VD, targets_BC.size, nothing)
+    part = own_sum.relative_to(place.max_over_vocab(own_sum.highest))
+    total, weighted = place.sum_over_vocab(part.total), place.sum_over_vocab(part.weighted)
+    normaliser = part.highest + jnp.log(total)
+    # Σ p (logit − highest): the entropy is log total − that.
+    return place.sum_over_vocab(own) - normaliser, normaliser, jnp.log(total) - weighted / total
 
 
-def _chunked_gradients(
+def _gradients_by_blocks(
     place: _Placement, inverse_temperature: float, hidden_BCD, table_VD, targets_BC, normaliser_BC, entropy_BC,
-    logprob_gradient_BC, entropy_gradient_BC,
+    of_logprob_BC, of_entropy_BC,
 ):  # fmt: skip
     """∂ log p_y / ∂ z = 1_y − p and ∂ H / ∂ z = −p (log p + H), through logits made again."""
-    size, dtype = table_VD.shape[0], hidden_BCD.dtype
+    normaliser, entropy, of_logprob, of_entropy = (
+        x[..., None] for x in (normaliser_BC, entropy_BC, of_logprob_BC, of_entropy_BC)
+    )
 
-    def gradients(table_gradient, hidden_BcD, targets_Bc, normaliser, entropy, of_logprob, of_entropy):
-        log_p = _logits(hidden_BcD, table_VD, inverse_temperature) - normaliser[..., None]
-        here, at = place.local(targets_Bc, size)
+    def add(state, start, table_bD):
+        hidden_gradient, table_gradient = state
+        size = table_bD.shape[0]
+        log_p = _logits(hidden_BCD, table_bD, inverse_temperature) - normaliser
+        here, at = place.local(targets_BC, table_VD.shape[0], start, size)
         chosen = (jnp.arange(size) == at[..., None]) & here[..., None]
         p = jnp.exp(log_p)
-        through_entropy = p * (log_p + entropy[..., None]) * of_entropy[..., None]
-        slope = (jnp.where(chosen, 1 - p, -p) * of_logprob[..., None] - through_entropy) * inverse_temperature
-        slope = slope.astype(dtype)
-        hidden_gradient = jnp.einsum("bcv,vd->bcd", slope, table_VD, preferred_element_type=jnp.float32)
-        more = jnp.einsum("bcv,bcd->vd", slope, hidden_BcD, preferred_element_type=jnp.float32)
-        return table_gradient + more, place.sum_over_vocab(hidden_gradient).astype(dtype)
+        slope = jnp.where(chosen, 1 - p, -p) * of_logprob - p * (log_p + entropy) * of_entropy
+        slope = (slope * inverse_temperature).astype(hidden_BCD.dtype)
+        more = jnp.einsum("bcv,vd->bcd", slope, table_bD, preferred_element_type=jnp.float32)
+        of_block = jnp.einsum("bcv,bcd->vd", slope, hidden_BCD, preferred_element_type=jnp.float32)
+        of_block = place.sum_over_rows(of_block).astype(table_VD.dtype)
+        return hidden_gradient + more, jax.lax.dynamic_update_slice_in_dim(table_gradient, of_block, start, 0)
 
-    zeros = jnp.zeros(table_VD.shape, jnp.float32)
-    arrays = hidden_BCD, targets_BC, normaliser_BC, entropy_BC, logprob_gradient_BC, entropy_gradient_BC
-    table_gradient, hidden_gradient = _over_chunks(gradients, size, *arrays, carry=zeros)
-    return hidden_gradient, place.sum_over_rows(table_gradient).astype(table_VD.dtype)
+    kept = jax.eval_shape(place.sum_over_rows, table_VD)
+    zeros = jnp.zeros(hidden_BCD.shape, jnp.float32), jnp.zeros(kept.shape, kept.dtype)
+    hidden_gradient, table_gradient = _over_blocks(add, table_VD, targets_BC.size, zeros)
+    return place.sum_over_vocab(hidden_gradient).astype(hidden_BCD.dtype), table_gradient
 
 
-def _over_chunks(function, vocabulary: int, *arrays, carry: Any = None):
-    """`function` on slices of the C axis, one at a time, results put together; with `carry` as `lax.scan` has it."""
-    rows, length = arrays[0].shape[:2]
-    chunk = max(1, min(length, _LOGITS_BYTES // (4 * rows * vocabulary)))
-    chunks = -(-length // chunk)
-    chunk = -(-length // chunks)  # equally long, so that little is padding
-    if chunks == 1:
-        return function(*arrays) if carry is None else function(carry, *arrays)
+def _over_blocks(function, table_VD, tokens: int, state: Any):
+    """`function(state, start, rows of the table from there)` for one block after another, until all of V was seen."""
+    vocabulary = table_VD.shape[0]
+    size = max(1, _LOGITS_BYTES // (4 * tokens))
+    size = min(vocabulary, size - size % _LANES if size > _LANES else size)
 
-    def split(x):
-        x = jnp.pad(x, [(0, 0), (0, chunks * chunk - length), *[(0, 0)] * (x.ndim - 2)])
-        return x.reshape(rows, chunks, chunk, *x.shape[2:]).swapaxes(0, 1)
+    def step(at, state):
+        return function(state, at * size, jax.lax.dynamic_slice_in_dim(table_VD, at * size, size))
 
-    def joined(x):
-        return x.swapaxes(0, 1).reshape(rows, chunks * chunk, *x.shape[3:])[:, :length]
-
-    def body(state, parts):
-        return (state, function(*parts)) if carry is None else function(state, *parts)
-
-    state, results = jax.lax.scan(body, carry, tuple(map(split, arrays)))
-    results = jax.tree.map(joined, results)
-    return results if carry is None else (state, results)
+    whole = vocabulary // size
+    state = step(0, state) if whole == 1 else jax.lax.fori_loop(0, whole, step, state)
+    start = whole * size
+    return function(state, start, table_VD[start:]) if start < vocabulary else state
