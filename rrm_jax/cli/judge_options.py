@@ -77,7 +77,7 @@ def open_judge(
     from rrm_jax.errors import RrmError
     from rrm_jax.judging.forcing import forcing, tokens_needed
     from rrm_jax.judging.judge import Judge
-    from rrm_jax.judging.template import as_trained, check_template
+    from rrm_jax.judging.template import as_trained, check_chat, check_template
     from rrm_jax.sampling.protocol import Decoding
 
     tokenizer = generator.tokenizer
@@ -87,6 +87,8 @@ def open_judge(
     template, thinking = as_trained(own, generator.facts, options.template, thinking)
     if warning := check_template(template, generator.facts, generator.names, thinking):
         warn(f"warning: {warning}")
+    if generator.takes_messages and (warning := check_chat(tokenizer, template.prefix(thinking))):
+        warn(f"warning: {warning} (--backend-api completions)")
     rules = forcing(
         template, tokenizer, thinking=thinking, budget=options.thinking_budget,
         constrain=options.constrain_verdict, stop_id=tokenizer.stop_ids[0],

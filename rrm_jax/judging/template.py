@@ -27,9 +27,12 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rrm_jax.errors import RrmError
+
+if TYPE_CHECKING:
+    from rrm_jax.data.tokenizer import Tokenizer
 
 # Of the prompt in the authors' released evaluation code, which RRM-7B and RRM-32B were trained with.
 RELEASED_SHA256 = "87c4af8188cd06559689b39c4dcf60725812a6ec8f17de22cdeea981f7608eea"
@@ -181,3 +184,15 @@ def check_template(
             "were trained with; write that one from their model card (see `rrm template --help`)"
         )
     return None
+
+
+def check_chat(tokenizer: "Tokenizer", prefix: str) -> str | None:
+    """A warning where a chat server is about to be asked, which begins the model's turn itself, else None: a judge
+    trained behind a `prefix` that the tokenizer's own chat template does not write may come to no verdict."""
+    asked = [("user", "?")]
+    if tokenizer.encode_chat(asked) == tokenizer.encode_chat(asked, prefix):
+        return None
+    return (
+        f"a chat server's prompt does not end with {prefix!r}, as this judge's does; unless the server's own chat "
+        "template adds it, ask by the completions API"
+    )

@@ -12,7 +12,7 @@ from rrm_jax.checkpoints.load import load_model
 from rrm_jax.checkpoints.sources import open_source
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.judging.judge import Judge
-from rrm_jax.judging.template import as_trained, check_template
+from rrm_jax.judging.template import as_trained, check_chat, check_template
 from rrm_jax.parallel.offload import to_device, to_host
 from rrm_jax.sampling.opening import sampler_of
 from rrm_jax.sampling.protocol import Decoding, Generator
@@ -50,11 +50,8 @@ class PolicyJudge:
                 concurrency=settings.concurrency,
             )
             remote.check(decoding)
-            if settings.backend_api == "chat" and not _opens(tokenizer, template.prefix(thinking)):
-                report(
-                    f"warning: a chat server's prompt does not end with {template.prefix(thinking)!r}, as this judge's "
-                    "does; unless the server's own template adds it, use policy.judge.backend_api=completions"
-                )
+            if settings.backend_api == "chat" and (warning := check_chat(tokenizer, template.prefix(thinking))):
+                report(f"warning: {warning} (policy.judge.backend_api=completions)")
             generator = remote
         room = position_limit(source.config) - settings.max_new_tokens
         self._judge = Judge(
@@ -83,12 +80,6 @@ class PolicyJudge:
             return
         with self._weights.in_use():
             yield self._judge
-
-
-def _opens(tokenizer: Tokenizer, prefix: str) -> bool:
-    """Whether the tokenizer's own chat template begins the model's turn with `prefix`."""
-    asked = [("user", "?")]
-    return tokenizer.encode_chat(asked) == tokenizer.encode_chat(asked, prefix)
 
 
 class _Weights:

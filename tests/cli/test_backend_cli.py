@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import string
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rrm_jax.cli.main import _app
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
 from rrm_jax.errors import RrmError
+from rrm_jax.judging.template import check_chat
 from rrm_jax.models.config import to_hf
 from rrm_jax.testing import tiny_config
 from tests.judging.fake_generator import FakeGenerator, prefers
@@ -164,6 +166,16 @@ def test_judge_by_chat(place, serve, bare):
     assert [row["winner"] for row in rows()] == [1] * 6
     assert rows()[0]["votes"][0]["text"].startswith("hm < /think>\\boxed{Assistant 1}</think>\\boxed{Assistant ")
     assert set(server.paths) == {"/v1/chat/completions"}
+    assert "does not end with '<think>\\n', as this judge's does" in result.stderr
+
+
+def test_a_chat_template_that_begins_as_the_judge_does_is_not_warned_of(bare, tokenizer, tmp_path):
+    shutil.copytree(bare, tmp_path, dirs_exist_ok=True)
+    own = json.loads((bare / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"]
+    (tmp_path / "chat_template.jinja").write_text(own + "{{ '<think>\n' }}", encoding="utf-8")
+    assert check_chat(Tokenizer.load(tmp_path), "<think>\n") is None
+    assert "completions" in (check_chat(tokenizer, "<think>\n") or "")
+    assert check_chat(tokenizer, "") is None
 
 
 def test_rank(place, serve, bare, tokenizer):

@@ -3,7 +3,7 @@
 import importlib
 
 from rrm_jax.data.sources.base import Source
-from rrm_jax.errors import RrmError
+from rrm_jax.errors import RrmError, did_you_mean
 
 MODULES = (
     "big_math",
@@ -27,10 +27,7 @@ def sources() -> dict[str, Source]:
 
 def get_source(name: str) -> Source:
     """Raises RrmError, naming the nearest, where there is none of this name."""
-    import difflib
-
     if name not in sources():
-        near = difflib.get_close_matches(name, sources(), 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise RrmError(f"there is no data set {name!r}; {hint}rrm data prepare --list says which there are")
+        near = did_you_mean(name, sources())
+        raise RrmError(f"there is no data set {name!r}{near} (rrm data prepare --list says which there are)")
     return sources()[name]
