@@ -15,6 +15,10 @@ def command(
     scale: Annotated[
         str, typer.Option(help="tiny, rrm-7b or rrm-32b, or a YAML file such as those in configs/reproduce/.")
     ] = "tiny",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STUDY", help="This study alone, in the report too; may be repeated."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what it will cost: judgments, tokens, device-hours. Runs nothing.")
     ] = False,
@@ -34,6 +38,7 @@ def command(
     \b
     Example:
       rrm reproduce --scale tiny
+      rrm reproduce --scale tiny --only posttrain-rl --only posttrain-dpo
       rrm reproduce --scale rrm-7b --dry-run --accelerator v5p
       rrm reproduce --scale rrm-7b paths.checkpoints=/weights 'seeds=[0, 1]' output=runs/ours
     """
@@ -43,7 +48,7 @@ def command(
     from rrm_jax.reproduce.report import claims, write
     from rrm_jax.reproduce.run import reproduce
 
-    config = load(scale, overrides or [])
+    config = load(scale, overrides or [], only or [])
     if dry_run:
         _print_cost(config, accelerator)
         return

@@ -1,13 +1,13 @@
 """What `rrm reproduce` can be told; see `configs/reproduce/`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from rrm_jax.config import Config, load_config
-from rrm_jax.errors import RrmError
+from rrm_jax.errors import RrmError, did_you_mean
 from rrm_jax.quickstart.run import PACKAGED_DIRECTORY
 from rrm_jax.studies.config import StudyConfig
 from rrm_jax.studies.run import STUDIES, study_config
@@ -67,10 +67,16 @@ class ReproduceConfig(Config):
         return studies
 
 
-def load(scale: str, overrides: list[str]) -> ReproduceConfig:
-    """A file, or a scale that comes with the package. Raises RrmError."""
+def load(scale: str, overrides: Sequence[str], only: Sequence[str] = ()) -> ReproduceConfig:
+    """A file, or a scale that comes with the package; `only` these of its studies, where any is named. RrmError."""
     path = scale if scale.endswith((".yaml", ".yml")) else f"reproduce/{scale}.yaml"
-    return load_config(ReproduceConfig, path, overrides)
+    config = load_config(ReproduceConfig, path, overrides)
+    for name in only:
+        if name not in config.studies:
+            near = did_you_mean(name, config.studies)
+            raise RrmError(f"--only {name}: {scale} has {', '.join(config.studies)}{near}")
+    chosen = {name: at for name, at in config.studies.items() if not only or name in only}
+    return config.model_copy(update={"studies": chosen})
 
 
 def studies_of(config: ReproduceConfig, seed: int) -> dict[str, StudyConfig]:

@@ -66,6 +66,8 @@ def test_the_verb(path, tmp_path):
     assert "device-hours" in done.stdout
     assert "not a measurement" in done.stdout.replace("\n", " ")
     assert not (tmp_path / "out").exists()
+    alone = CliRunner().invoke(_app, ["reproduce", "--scale", path, "--dry-run", "--only", "nothing"])
+    assert "--only nothing" in str(alone.exception)
     wrong = CliRunner().invoke(_app, ["reproduce", "--scale", path, "--dry-run", "--accelerator", "v7"])
     assert isinstance(wrong.exception, RrmError)
 

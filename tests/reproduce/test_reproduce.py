@@ -104,6 +104,16 @@ def test_seeds_and_studies_can_be_added(config, judges):
     assert store.read_bytes() == before
 
 
+def test_one_study_alone(config, judges):
+    alone = load("all.yaml", ["seeds=[5]"], ["reasoning"])
+    done = reproduce(alone, judges.open)
+    assert (list(alone.studies), done.complete) == (["reasoning"], True)
+    assert judges.asked == 2 * 12
+    assert not Path("out/seed-5/test-time-compute").exists()
+    with pytest.raises(RrmError, match=r"--only reasonin: all.yaml has reasoning, .*; did you mean reasoning\?"):
+        load("all.yaml", [], ["reasonin"])
+
+
 def test_votes_are_counted_before_they_are_drawn(config, judges):
     """Exact here, where the round robin asks for all that a knockout may."""
     studies = studies_of(config, 3)
