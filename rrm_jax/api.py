@@ -48,7 +48,10 @@ def open_judge(
         warnings.warn(warning, stacklevel=2)
     room = position_limit(source.config) - max_new_tokens
     if room < 1:
-        raise RrmError(f"max_new_tokens {max_new_tokens} leaves no room for a prompt; give fewer")
+        raise RrmError(
+            f"max_new_tokens {max_new_tokens} leaves no room for a prompt: the model has "
+            f"{position_limit(source.config)} positions; give fewer"
+        )
     options["max_prompt_tokens"] = min(options.get("max_prompt_tokens", 4096), room)
     mesh = make_mesh()
     loaded = load_model(model, mesh=mesh, dtype=compute)

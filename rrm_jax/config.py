@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rrm_jax.errors import RrmError
+from rrm_jax.errors import RrmError, did_you_mean
 
 
 class Config(BaseModel):
@@ -20,11 +20,18 @@ class Config(BaseModel):
 
 def find_config(name: str) -> Path:
     """A YAML file by path, or by its name below the `configs/` that come with the package."""
-    package = Path(__file__).parent
-    for candidate in (Path(name), package / "_configs" / name, package.parent / "configs" / name):
+    for candidate in (Path(name), *(folder / name for folder in _packaged())):
         if candidate.is_file():
             return candidate
-    raise RrmError(f"no config file {name!r}, neither as a path nor among the package's configs")
+    known = [path.relative_to(folder).as_posix() for folder in _packaged() for path in sorted(folder.rglob("*.yaml"))]
+    hint = did_you_mean(name, known) or f" ({', '.join(path for path in known if '/' not in path)}, …)"
+    raise RrmError(f"no config file {name!r}, neither as a path nor among the package's configs{hint}")
+
+
+def _packaged() -> list[Path]:
+    """Where the package's configurations are: in a wheel, or in a checkout."""
+    package = Path(__file__).parent
+    return [folder for folder in (package / "_configs", package.parent / "configs") if folder.is_dir()]
 
 
 def load_config[C: Config](cls: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:
@@ -56,9 +63,12 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     extends = tree.pop("extends")
     if not isinstance(extends, str):
         raise RrmError(f"{path}: extends must be the path of one file, not {extends!r}")
-    base = path.parent / extends
-    if not base.is_file():
-        raise RrmError(f"{path} extends {base}, which does not exist")
+    bases = [path.parent / extends, *(folder / extends for folder in _packaged())]
+    base = next((base for base in bases if base.is_file()), None)
+    if base is None:
+        raise RrmError(
+            f"{path} extends {extends}, which does not exist, neither beside it nor among the package's configs"
+        )
     return _merge(_read_yaml(base, (*seen, path.resolve())), tree)
 
 

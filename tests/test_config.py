@@ -5,6 +5,7 @@ from pydantic import Field, ValidationError
 
 from rrm_jax.config import Config, find_config, load_config
 from rrm_jax.errors import RrmError
+from rrm_jax.training.config import TrainConfig
 
 
 class Optimizer(Config):
@@ -139,6 +140,17 @@ def test_files_are_found_by_path_or_by_name_among_those_shipped(write):
     assert shipped.parent.name == "configs"
     with pytest.raises(RrmError, match=r"no config file 'nowhere\.yaml'"):
         find_config("nowhere.yaml")
+    with pytest.raises(RrmError, match=r"did you mean grpo_tiny\.yaml\?"):
+        find_config("grpo_tinny.yaml")
+    with pytest.raises(RrmError, match=r"rrm_32b\.yaml, rrm_7b\.yaml"):
+        find_config("something.yml")
+
+
+def test_extends_finds_what_the_package_ships_unless_one_stands_beside(write):
+    path = write("mine.yaml", "extends: rrm_7b.yaml\nsteps: 3\n")
+    assert load_config(TrainConfig, path, ["data.train=d"]).judge.max_prompt_tokens == 4096
+    write("rrm_7b.yaml", "model: {path: m}\noutput: o\njudge: {max_prompt_tokens: 7}\n")
+    assert load_config(TrainConfig, path, ["data.train=d"]).judge.max_prompt_tokens == 7
 
 
 def test_a_config_cannot_be_changed():

@@ -25,7 +25,7 @@ from rrm_jax.checkpoints.hf import HfWeights, cast
 from rrm_jax.checkpoints.lora_run import Adapters, Lora, read_lora
 from rrm_jax.checkpoints.run_files import CONFIG_YAML, chosen_step, split_step
 from rrm_jax.checkpoints.store import MANIFEST, PARAMS, Arrays, complete_steps, mismatches, read_manifest, read_meta
-from rrm_jax.errors import RrmError
+from rrm_jax.errors import RrmError, did_you_mean
 from rrm_jax.models.config import DecoderConfig
 from rrm_jax.models.params import ParamSpec, is_spec, named_specs, param_specs
 
@@ -72,7 +72,8 @@ def resolve_kind(path: str | Path) -> Kind:
     if not path.exists():
         left = incomplete_name(path)
         hint = f"; an interrupted run left {left}, run it again" if path.name and left.exists() else ""
-        raise RrmError(f"{path} does not exist{hint}")
+        beside = [str(one) for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
+        raise RrmError(f"{path} does not exist{hint or did_you_mean(str(path), beside)}")
     if not path.is_dir():
         raise RrmError(f"{path} is a file; a model is a directory")
     if (path / MANIFEST).is_file():

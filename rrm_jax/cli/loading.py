@@ -181,7 +181,8 @@ def fit_positions(max_prompt_tokens: int, max_new_tokens: int, max_positions: in
     room = max_positions - max_new_tokens
     if room < 1:
         raise RrmError(
-            f"--max-new-tokens {max_new_tokens} leaves no room for a prompt: the model has {max_positions} positions"
+            f"--max-new-tokens {max_new_tokens} leaves no room for a prompt: the model has {max_positions} positions; "
+            "give fewer"
         )
     if room < max_prompt_tokens:
         warn(

@@ -62,9 +62,11 @@ class Reader[T]:
 def decode_row(line: bytes) -> dict[str, Any]:
     """A line's JSON object. Raises RowError."""
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8").rstrip("\r\n"))
     except UnicodeDecodeError as error:
         raise RowError(f"not UTF-8: {error}") from None
+    except json.JSONDecodeError as error:  # of one line: the place in it suffices
+        raise RowError(f"not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}") from None
     except (ValueError, RecursionError) as error:
         raise RowError(f"not JSON: {error}") from None
     if not isinstance(row, dict):

@@ -6,7 +6,7 @@ from typing import Any
 
 from rrm_jax.errors import RrmError
 from rrm_jax.ranking.adaptive import Adaptive
-from rrm_jax.ranking.rating import Rating
+from rrm_jax.ranking.rating import RATINGS, Rating
 from rrm_jax.ranking.stopping import Stop
 from rrm_jax.ranking.strategies import Knockout, RoundRobin, Strategy
 from rrm_jax.registry import find
@@ -47,6 +47,8 @@ def parse_entry(
     other ends; `tokens` likewise. Raises RrmError for an unknown name, key or value.
     """
     name, *options = text.split(":")
+    if name in RATINGS:
+        raise RrmError(f"{name!r} is a rating, not a strategy: give rating {name}, with one of {', '.join(STRATEGIES)}")
     kind: type = find(STRATEGIES, name, "strategy")
     types = {field: hint for field, hint in typing.get_type_hints(kind).items() if field not in _OWN_MATTER}
     given: dict[str, Any] = {}

@@ -111,6 +111,7 @@ def test_paths_that_are_no_model(tmp_path, models, one):
         return str(raised.value)
 
     assert "does not exist" in refused(tmp_path / "nowhere")
+    assert f"did you mean {models / 'hf'}?" in refused(models / "hff")
     (tmp_path / "file").write_text("")
     assert "is a file" in refused(tmp_path / "file")
     (tmp_path / "empty").mkdir()

@@ -326,6 +326,7 @@ def test_what_cannot_be_asked_for(run, judgebench, tmp_path):
         (["judgebench"], "--data are needed"),
         (["judgebench", "--data", judgebench], "--model is needed"),
         (["nosuch", "--data", judgebench], "no benchmark 'nosuch'; there are rewardbench, "),
+        (["pair", "--data", judgebench], "did you mean pairs?"),
         (["best-of-n", "--data", judgebench, "--invalid", "0"], "missing"),
         (["judgebench", "--data", judgebench, "--groups", "art"], "no rows of art; its groups are livecodebench"),
         (["pandalm", "--verdict-file", judgebench], "give them as --data"),

@@ -57,6 +57,7 @@ class FakeModel:
     answer = staticmethod(best_of_three_votes)
     drawn = 0
     killed_at = -1
+    takes_messages = False
 
     def __init__(self, options, progress=None):
         self.assets, self.tokenizer = options.model, Tokenizer.load(options.model)
@@ -240,7 +241,8 @@ def test_strict_stops_before_anything_is_run(place, run):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (("--strategy", "elo"), "strategy 'elo' is not one of round-robin, random"),
+        (("--strategy", "knokout"), "is not one of round-robin, random, knockout, swiss, adaptive; did"),
+        (("--strategy", "elo"), "'elo' is a rating, not a strategy: give rating elo, with one of round-robin, random"),
         (("--strategy", "swiss:rounds=x"), "is not a whole number"),
         (("--strategy", "swiss:cups=2"), "it has rounds"),
         (("--strategy", "knockout:votes=3"), "are --votes here"),

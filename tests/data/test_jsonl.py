@@ -41,6 +41,16 @@ not json
 )
 
 
+def test_where_a_line_stops_being_json_is_told_by_its_character(path):
+    path.write_bytes(b'{"id": 1}\n{"id": "cut\n{"id": "a\tb"}\r\n')
+    said = []
+    assert list(Reader(path, parse_id, report=said.append)) == [(1, 1)]
+    assert [line.partition("not JSON: ")[2] for line in said] == [
+        "Unterminated string starting at character 8",
+        "Invalid control character at character 10",
+    ]
+
+
 def test_bad_rows_are_reported_with_their_line_and_passed_over(path):
     path.write_bytes(BAD)
     said = []

@@ -16,7 +16,7 @@ from rrm_jax.data.records import Pair
 from rrm_jax.data.snapshot import Snapshot, open_snapshot
 from rrm_jax.data.table_files import ENDINGS, TableFile
 from rrm_jax.data.verifiers import Outcome
-from rrm_jax.errors import RrmError
+from rrm_jax.errors import RrmError, did_you_mean
 from rrm_jax.evaluation.benchmarks.base import (
     Ballot,
     Benchmark,
@@ -61,7 +61,9 @@ BENCHMARKS = {name: benchmark for module in MODULES for name, benchmark in decla
 def benchmark_of(name: str) -> Benchmark:
     """By the name that `rrm eval` takes; RrmError, with all names, for another."""
     if name not in BENCHMARKS:
-        raise RrmError(f"there is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+        raise RrmError(
+            f"there is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}{did_you_mean(name, BENCHMARKS)}"
+        )
     return BENCHMARKS[name]
 
 
