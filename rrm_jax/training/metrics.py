@@ -30,7 +30,7 @@ class Metrics:
     """
 
     def __init__(self, directory: Path, step: int, config: TrainConfig):
-        path, self._best = directory / METRICS, config.checkpoint.best
+        path, self._best, self._steps = directory / METRICS, config.checkpoint.best, config.steps
         self._writes = jax.process_index() == 0
         if self._writes:
             keep_until(path, step)
@@ -67,7 +67,7 @@ class Metrics:
         if show and time.monotonic() - self._printed.get(kind, -_LINE_SECONDS) >= _LINE_SECONDS:
             self._printed[kind] = time.monotonic()
             shown = "  ".join(f"{name} {values[name]:.4g}" for name in show if name in values)
-            print(f"{kind} {step}  {shown}", file=sys.stderr, flush=True)
+            print(f"{kind} {step} of {self._steps}  {shown}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Closes all of them, whichever raises."""

@@ -22,14 +22,14 @@ import jax
 
 from rrm_jax.checkpoints.assets import JUDGE_TEMPLATE, barrier, copy_assets
 from rrm_jax.checkpoints.run_files import CONFIG_YAML, TRACES
-from rrm_jax.checkpoints.sources import open_source
+from rrm_jax.checkpoints.sources import Source, open_source
 from rrm_jax.checkpoints.store import complete_steps
 from rrm_jax.checkpoints.training_state import TrainingCheckpoints, state_bytes
 from rrm_jax.data.jsonl import AppendLog, Reader
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.whole_files import write_whole
 from rrm_jax.errors import RrmError
-from rrm_jax.judging.template import Template, load_template, to_toml
+from rrm_jax.judging.template import Template, check_template, load_template, to_toml
 from rrm_jax.provenance import write_provenance
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.learner import Learner
@@ -59,8 +59,11 @@ class Run:
         if config.log.wandb and jax.process_index() == 0:
             import_wandb()
         changed = self._check_directory(resume)
+        source = open_source(config.model.path)
         self.template: Template | None = load_template(config.judge.template) if config.task == "judge" else None
-        self.tokenizer = Tokenizer.load(open_source(config.model.path).assets)
+        if self.template is not None:
+            self._check_template(self.template, source)
+        self.tokenizer = Tokenizer.load(source.assets)
         self.learner = Learner(config)
         report(str(self.learner.attention))
         if not resume:  # nothing is written before all that can be known to be wrong has been looked at
@@ -71,6 +74,14 @@ class Run:
             opened.callback(self.checkpoints.close)
             self._open(resume, changed)
             opened.pop_all()
+
+    def _check_template(self, template: Template, source: Source) -> None:
+        """A judge that goes on from another is shown the prompt of the configuration, whatever that one learnt."""
+        judge, own = self.config.judge, source.assets / JUDGE_TEMPLATE
+        warning = check_template(template, source.facts, [Path(self.config.model.path).name], judge.thinking)
+        if warning:
+            other = own.is_file() and load_template(own).sha256 != template.sha256
+            self._report(f"warning: {warning}" + (f": judge.template={own}" if other else ""))
 
     def _open(self, resume: bool, changed: dict[str, list[Any]]) -> None:
         latest, self.meta = self.checkpoints.latest_step(), {}

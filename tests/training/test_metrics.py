@@ -61,6 +61,13 @@ def test_rows_are_known_across_a_resume(tmp_path):
     assert len(read_metrics(tmp_path, "train")) == 1
 
 
+def test_a_line_on_the_terminal_says_how_far_the_run_is(tmp_path, capsys):
+    metrics = Metrics(tmp_path, -1, config())
+    metrics.write("train", 3, {"loss": 0.25, "tokens": 7}, ("loss",))
+    metrics.close()
+    assert capsys.readouterr().err == "train 3 of 9  loss 0.25\n"
+
+
 class FakeWandb:
     def __init__(self, fails: str | None = None):
         self.started, self.logged, self.finished, self._fails = [], [], 0, fails

@@ -134,6 +134,17 @@ def test_the_last_and_the_best_checkpoints_stay(home, tmp_path):
         open_source(tmp_path / "run" / "checkpoints" / "3")
 
 
+def test_a_judge_that_goes_on_with_another_prompt_is_told_of(home, tmp_path):
+    first, said = tmp_path / "first", []
+    loop(settings(home, first, steps=1), said=said)
+    loop(settings(home, tmp_path / "same", steps=1, model__path=str(first)), said=said)
+    assert not [line for line in said if "warning" in line]
+    loop(settings(home, tmp_path / "other", steps=1, model__path=str(first), judge__template="default"), said=said)
+    [warning] = [line for line in said if "warning" in line]
+    assert "were trained with the judge template" in warning
+    assert warning.endswith(f": judge.template={first / 'assets' / 'judge_template.toml'}")
+
+
 def test_without_a_metric_or_an_evaluation_no_other_stays(home, tmp_path):
     off = settings(home, tmp_path / "off", checkpoint__best=None)
     loop(off, accuracy=[0, 0.9])
