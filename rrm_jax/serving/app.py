@@ -44,6 +44,8 @@ _EVENT = {
 }
 _LARGE = 16_384
 """Bytes of a body from which on it takes longer to tokenize than to hand to another thread and back."""
+_MOST_PROBLEMS = 5
+"""Of a body, that are told."""
 _EVENTS = {200: {"content": {"text/event-stream": {"schema": _EVENT}}}}
 
 
@@ -65,18 +67,26 @@ def create_app(service: Service, token: str | None = None, group: int = 0, group
     return app
 
 
+def _problem(found: dict[str, Any]) -> str:
+    place = found.get("loc", ())[1:]
+    if found.get("type") == "json_invalid":
+        return f"the body is not JSON: {found.get('ctx', {}).get('error', '')} (character {place[-1] + 1})"
+    return f"{'.'.join(map(str, place)) or 'the body'}: {found.get('msg', 'it is not valid')}"
+
+
 def _answer_errors(app: FastAPI) -> None:
     async def failed(_: Request, error: Exception) -> Response:
         return http_error(error).response()
 
-    async def malformed(_: Request, error: RequestValidationError) -> Response:
-        found = error.errors()
-        where = ".".join(str(part) for part in found[0].get("loc", ())[1:]) if found else ""
-        why = found[0].get("msg", "it is not valid") if found else "it is not valid"
-        return HttpError(422, f"{where or 'the body'}: {why}", "invalid_body").response()
+    async def malformed(request: Request, error: RequestValidationError) -> Response:
+        told = "; ".join(map(_problem, error.errors()[:_MOST_PROBLEMS])) or "the body: it is not valid"
+        if "json" not in request.headers.get("content-type", ""):
+            told += " (it is read as JSON with the header Content-Type: application/json)"
+        return HttpError(422, told, "invalid_body").response()
 
-    async def refused(_: Request, error: HTTPException) -> Response:
-        return HttpError(error.status_code, str(error.detail), "not_served", dict(error.headers or {})).response()
+    async def refused(request: Request, error: HTTPException) -> Response:
+        told = f"{error.detail}: {request.method} {request.url.path}; /openapi.json lists what is served"
+        return HttpError(error.status_code, told, "not_served", dict(error.headers or {})).response()
 
     async def left(_: Request, error: ClientGone) -> Response:
         return Response(status_code=499)  # nobody reads it

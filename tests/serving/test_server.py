@@ -145,8 +145,25 @@ def test_malformed_bodies_are_the_clients_fault(url):
             answer = httpx2.post(url + route, content=content, headers=head)
             assert answer.status_code in (400, 422), (route, content[:40], answer.text)
             assert answer.json()["error"]["type"] == "invalid_request_error"
-    assert httpx2.get(url + "/nowhere").json()["error"]["code"] == "not_served"
+    nowhere = httpx2.get(url + "/nowhere").json()["error"]
+    assert nowhere["code"] == "not_served"
+    assert nowhere["message"].endswith("GET /nowhere; /openapi.json lists what is served")
     assert httpx2.get(url + "/judge").status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "told"),
+    [
+        (b'{"query": "q', "application/json", ["the body is not JSON", "character"]),
+        (b'{"query": "q", "response_1": "a", "respons_2": "b"}', "application/json", ["response_2: ", "respons_2: "]),
+        (b'{"query": "q", "response_1": "a", "response_2": "b"}', "text/plain", ["Content-Type: application/json"]),
+    ],
+    ids=["cut off", "misspelt", "without its header"],
+)
+def test_a_malformed_body_is_told_what_is_wrong_with_it(url, content, kind, told):
+    answer = httpx2.post(url + "/judge", content=content, headers={"Content-Type": kind})
+    for part in told:
+        assert part in answer.json()["error"]["message"]
 
 
 def test_wrong_settings_are_400(url):
