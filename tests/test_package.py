@@ -1,5 +1,6 @@
 """What an installed package owes: one version, types, a light import, a module that runs."""
 
+import os
 import re
 import subprocess
 import sys
@@ -37,6 +38,15 @@ def test_the_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "rrm_jax", "rank", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "--strategy" in done.stdout
+
+
+def test_the_list_of_verbs_begins_with_the_one_to_begin_with_and_no_line_is_cut():
+    done = subprocess.run(
+        [sys.executable, "-m", "rrm_jax", "--help"], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
+    )
+    lines = done.stdout.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert lines[0].split()[:3] == ["quickstart", "Begin", "here:"]
+    assert [line for line in lines if not line.endswith(".") or line.endswith("...")] == []
 
 
 def test_shells_complete_it(monkeypatch):

@@ -38,31 +38,39 @@ _app = typer.Typer(
 )
 
 
-@_app.callback(epilog="Compiled programs are kept in ~/.cache/rrm_jax; RRM_COMPILATION_CACHE=off keeps none.")
+@_app.callback(
+    epilog="Each says more with --help. Compiled programs are kept in ~/.cache/rrm_jax; RRM_COMPILATION_CACHE=off "
+    "keeps none."
+)
 def _before_every_verb() -> None:
     keep_compilations()
 
 
-_app.command("convert")(convert.command)
-_app.command("export")(export.command)
-_app.command("inspect")(inspect.command)
-_app.command("train")(train.command)
-_app.command("plan")(plan.command)
-_app.command("report")(report.command)
-_app.command("quickstart")(quickstart.command)
-_app.command("generate")(generate.command)
-_app.command("answer")(answer.command)
-_app.command("judge")(judge.command)
-_app.command("eval")(evaluate.command)
-_app.command("compare")(compare.command)
-_app.command("rank")(rank.command)
-_app.command("serve")(serve.command)
-_app.command("replay")(replay.command)
-_app.command("study")(study.command)
-_app.command("reproduce")(reproduce.command)
+# In the order in which one meets them; each line is as short as a terminal of 80 columns shows it whole.
+_VERBS = (
+    ("quickstart", quickstart.command, "Begin here: train a tiny judge from nothing, in minutes."),
+    ("judge", judge.command, "Judge which of two responses is better."),
+    ("rank", rank.command, "Pick the best of many responses, by comparing pairs."),
+    ("serve", serve.command, "Serve a model over HTTP: chats, verdicts, rankings."),
+    ("train", train.command, "Train a judge: GRPO, or supervised on completions."),
+    ("report", report.command, "Show training runs on one page, with curves."),
+    ("eval", evaluate.command, "Score a judge, or a model's answers, on a benchmark."),
+    ("compare", compare.command, "Put evaluations side by side."),
+    ("convert", convert.command, "Make a checkpoint of a Hugging Face model."),
+    ("export", export.command, "Make a Hugging Face directory of a checkpoint."),
+    ("inspect", inspect.command, "Say what a model directory holds, and check it."),
+    ("plan", plan.command, "Say what a training run will take on other devices."),
+    ("generate", generate.command, "Complete prompts with a model."),
+    ("answer", answer.command, "Answer questions with a model."),
+    ("replay", replay.command, "Compare strategies: accuracy against comparisons."),
+    ("study", study.command, "Run one of the paper's studies."),
+    ("reproduce", reproduce.command, "Run the paper's studies at a scale, into one report."),
+    ("template", template.command, "Show a judge's prompt, or write it to a file."),
+)
+for _name, _command, _line in _VERBS:
+    _app.command(_name, short_help=_line)(_command)
 _app.add_typer(data.app, name="data")
 _app.add_typer(verdicts.app, name="verdicts")
-_app.command("template")(template.command)
 
 
 def app() -> None:

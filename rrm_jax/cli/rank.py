@@ -90,10 +90,10 @@ def command(
     """Rank each query's candidate responses, and pick the best, by comparing them in pairs.
 
     Each row of OUT is {id, best, ranking, ratings, strengths, low, high, comparisons, votes, tokens, invalid, spared,
-    ...}: best and ranking (best first) are positions in responses; strengths are Bradley-Terry's on Elo's scale with
-    95 % intervals; invalid counts comparisons without a winner, spared those of equal answers, which nobody judged.
-    OUT.games.jsonl has every comparison, for rrm replay. Every vote shows its pair in a random order. Where rows have
-    `correct`, the accuracy of what was picked is printed beside the mean candidate's and the oracle's.
+    ...}: best and ranking (best first) are positions in responses, from 0; strengths are Bradley-Terry's on Elo's scale
+    with 95 % intervals; invalid counts comparisons without a winner, spared those of equal answers, which nobody
+    judged. OUT.games.jsonl has every comparison, for rrm replay. Every vote shows its pair in a random order. Where
+    rows have `correct`, the accuracy of what was picked is printed beside the mean candidate's and the oracle's.
 
     Killed and started again with the same settings it goes on where it was: every vote is kept in OUT.votes.jsonl as
     it comes, or in a store that any strategies share (--verdicts), and OUT is written in one piece at the end; a server
