@@ -45,7 +45,9 @@ BLOCK = re.compile(
     re.M | re.S,
 )
 # Programs that are not ours, whose options we do not know.
-OTHERS = {"curl", "gcloud", "kubectl", "git", "docker", "pip", "cat", "tail", "scancel", "hf", ".", "uv", "true"}
+OTHERS = {
+    ".", "cat", "curl", "docker", "echo", "gcloud", "git", "hf", "kubectl", "pip", "scancel", "tail", "true", "uv",
+}  # fmt: skip
 
 
 class Block(NamedTuple):
@@ -295,9 +297,11 @@ def test_an_unmarked_block_is_found():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """What commands that are run find: runs/judge, pairs.jsonl, candidates.jsonl and questions.jsonl."""
+    """What commands that are run find: pairs.jsonl, candidates.jsonl, questions.jsonl, and a judge, which also stands
+    where the quickstart leaves its own."""
     home = tmp_path_factory.mktemp("world")
-    write_judge(home / "runs" / "judge")
+    for name in ("judge", "quickstart/grpo"):
+        write_judge(home / "runs" / name)
     sums = [(a, b) for a in range(1, 4) for b in range(2, 4)]
     pairs = [
         {"id": f"{a}+{b}", "query": f"{a} + {b}?", "response_1": f"\\boxed{{{a + b}}}", "response_2": "1", "label": 1}

@@ -26,6 +26,11 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     return config
 
 
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Where a page names README.md, as a reader of the repository finds it, the site has its home page."""
+    return re.sub(r"\]\(((?:\.\./)*)\.\./README\.md", r"](\1index.md", markdown)
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     made = {"index.md": home(), "reference/config.md": config_page.page(), **cli_pages.pages(), **api_pages.pages()}
     for path, text in made.items():
