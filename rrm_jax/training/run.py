@@ -59,7 +59,10 @@ class Run:
         if config.log.wandb and jax.process_index() == 0:
             import_wandb()
         changed = self._check_directory(resume)
-        source = open_source(config.model.path)
+        try:
+            source = open_source(config.model.path)
+        except RrmError as error:
+            raise RrmError(f"model.path: {error}") from None
         self.template: Template | None = load_template(config.judge.template) if config.task == "judge" else None
         if self.template is not None:
             self._check_template(self.template, source)

@@ -23,7 +23,10 @@ def open_parts(config: TrainConfig, report: Callable[[str], None]) -> list[Part]
     if not config.data.parts:
         raise RrmError("data.train is an empty list; name a file, or parts as {path, weight}")
     opened = open_questions if (config.task, config.method) == ("policy", "grpo") else open_pairs
-    return [Part(opened(Path(part.path), report, config.data.limit), part.weight) for part in config.data.parts]
+    try:
+        return [Part(opened(Path(part.path), report, config.data.limit), part.weight) for part in config.data.parts]
+    except RrmError as error:
+        raise RrmError(f"data.train: {error}") from None
 
 
 def encode_of(config: TrainConfig, tokenizer: Tokenizer, template: Template) -> Encode:

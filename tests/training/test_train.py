@@ -190,13 +190,13 @@ def test_bad_data_is_refused_before_the_first_step(home, tmp_path):
     empty.touch()
     with pytest.raises(RrmError, match="is empty"):
         _train(home, "empty", data__train=str(empty))
-    with pytest.raises(RrmError, match="cannot read"):
+    with pytest.raises(RrmError, match=r"data\.train: cannot read"):
         _train(home, "missing", data__train=str(tmp_path / "missing.jsonl"))
     unlabelled = tmp_path / "unlabelled.jsonl"
     unlabelled.write_text('{"id": "a", "query": "q", "response_1": "1", "response_2": "2"}\n', encoding="utf-8")
     with pytest.raises(RrmError, match="no usable row"):
         _train(home, "unlabelled", data__train=str(unlabelled))
-    with pytest.raises(RrmError, match="does not exist"):
+    with pytest.raises(RrmError, match=r"model\.path: .* does not exist"):
         _train(home, "modelless", model__path=str(tmp_path / "no model"))
     # Nothing stands in the way of the corrected command.
     assert not any((home / name).exists() for name in ("empty", "missing", "unlabelled", "modelless"))
