@@ -83,7 +83,8 @@ def among_heaviest(weights_BNW, score_BN, target_B, worth) -> tuple[jax.Array, j
     """
     close = min(_CLOSE, score_BN.shape[1])
     # Behind the barrier a slice cannot turn top_k into a sort, as XLA's CPU compiler has it otherwise.
-    score_BM, blocks_BM = jax.lax.optimization_barrier(jax.lax.top_k(score_BN, min(close + 1, score_BN.shape[1])))
+    most = jax.lax.top_k(score_BN, min(close + 1, score_BN.shape[1]))
+    score_BM, blocks_BM = map(jax.lax.optimization_barrier, most)  # one for both aborts XLA of jaxlib 0.11.2
     others_B = score_BM[:, close] if score_BM.shape[1] > close else jnp.zeros_like(target_B)
     close_BMW = jnp.take_along_axis(weights_BNW, blocks_BM[:, :close, None], axis=1)
     heaviest_BC = jax.lax.top_k(close_BMW.reshape(len(target_B), -1), _CLOSE)[0]
