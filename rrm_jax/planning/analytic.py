@@ -81,14 +81,14 @@ class _Model:
                 gathered = max(2 * decoder.vocab_size * decoder.hidden_size, layer_weights(decoder))
             return gathered / self.sampling_tensor * self.width
         if name == "log-probs":
-            output = self.table * self.width + 2 * _LOGITS
-            return max(self._layer(self.tokens, self.tensor) + self._gathered(), output)
+            # The head binds: the layers' own activations are let go before it.
+            return self.table * self.width + _LOGITS + 3 * self.width * self.tokens * decoder.hidden_size
         if name == "forward and backward":
-            kept = self._kept()
             output = self.table * self.width + 3 * _LOGITS
             gradients = 0 if self.config.model.lora else (self.weights / self.fsdp) * self.width
             # Logits come before the first layer's backward pass: the two are not held at once.
-            return kept + gradients + max(2 * (self._layer(self.tokens, self.tensor) + 2 * self._gathered()), output)
+            layer = 1.5 * self._layer(self.tokens, self.tensor) + self._gathered()
+            return self._kept() + gradients + max(layer, output)
         if name == "decode":
             own = self.programs.slots / self.programs.engine.ways
             return 4 * own * decoder.vocab_size + self._layer(own, self.sampling_tensor)

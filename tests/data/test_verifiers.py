@@ -139,7 +139,7 @@ def test_hostile_texts_end_their_own_process_only():
     for text in hostile:
         jobs += [Job(boxed(text), "\\frac{x}{3}"), Job(boxed("(x+1)^2"), "x^2+2x+1")]
     jobs += [Job("A: 1", "x" * 100_000_000, "exact"), Job("A: 1", "1")]
-    with VerifierPool(workers=2, seconds=1, memory=2**28) as pool:
+    with VerifierPool(workers=2, seconds=3, memory=2**28) as pool:
         outcomes = list(pool.verify_all(jobs))
     assert outcomes[::2] == [R] * 5
     assert outcomes[1:6:2] == [Outcome.TIMED_OUT] * 3
