@@ -72,6 +72,23 @@ def test_knockout_plays_its_bracket_and_finds_the_best(counts, seed):
         assert list(result.ratings).count(float(len(mine))) == 1
 
 
+def test_after_a_round_of_seeding_those_who_won_meet_those_who_lost():
+    quality = distinct_quality([8] * 6)
+    results, judge = play(quality, Knockout(seeding=1))
+    assert [one.best for one in results] == [champion(values) for values in quality.values()]
+    for id, values in quality.items():
+        before, after = ([(c.i, c.j) for c in one if c.item_id == id] for one in judge.rounds[:2])
+        won = {max(pair, key=values.__getitem__) for pair in before}
+        assert [len(won.intersection(pair)) for pair in after] == [1] * 4
+
+
+def test_a_game_without_a_winner_goes_to_either_by_a_fair_coin():
+    """160 coins, whose standard deviation is 6.3."""
+    _, judge = play({f"q{at}": [0] * 8 for at in range(40)}, Knockout(), how={"invalid": "draw"})
+    there = {(c.item_id, at) for c in judge.rounds[1] for at in (c.i, c.j)}
+    assert abs(sum((c.item_id, c.i) in there for c in judge.rounds[0]) - 80) < 26
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=3, max_size=3), st.integers(0, 2**64))
 def test_elo_plays_each_pair_once_in_one_round(counts, seed):
