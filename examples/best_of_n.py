@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--candidates", nargs="+", default=[*"0123456789"])
     parser.add_argument("--strategy", default="round-robin", help="as rrm rank takes it")
     parser.add_argument("--votes", type=int, default=3, help="a comparison")
-    parser.add_argument("--max-new-tokens", type=int, default=12, help="thinking and verdict; RRM-7B needs thousands")
+    parser.add_argument("--max-new-tokens", type=int, help="thinking and verdict; default: as trained here, else 8192")
     parser.add_argument("--out", default="best_of_n.png")
     args = parser.parse_args()
 

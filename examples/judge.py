@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--query", default="Last digit of the sum of 80121")
     parser.add_argument("--responses", nargs=2, default=["0", "2"], metavar=("FIRST", "SECOND"))
     parser.add_argument("--votes", type=int, default=3)
-    parser.add_argument("--max-new-tokens", type=int, default=12, help="thinking and verdict; RRM-7B needs thousands")
+    parser.add_argument("--max-new-tokens", type=int, help="thinking and verdict; default: as trained here, else 8192")
     args = parser.parse_args()
 
     judge = rrm_jax.open_judge(args.model, votes=args.votes, max_new_tokens=args.max_new_tokens)

@@ -30,7 +30,7 @@ def main() -> None:
 
     rows = Reader(args.pairs, parse_labelled_pair)
     pairs = [pair for _, pair in itertools.islice(rows, args.count)]
-    judge = rrm_jax.open_judge(args.model, votes=args.most_votes, temperature=1.0, max_new_tokens=12, batch_size=256)
+    judge = rrm_jax.open_judge(args.model, votes=args.most_votes, temperature=1.0, batch_size=256)
     judgments = list(judge.judge(pairs))
 
     counts = [count for count in (1, 2, 4, 8, 16, 32) if count <= args.most_votes]

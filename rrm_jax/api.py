@@ -13,7 +13,7 @@ from rrm_jax.checkpoints.sources import open_source
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.errors import RrmError
 from rrm_jax.judging.judge import Judge
-from rrm_jax.judging.template import as_trained, check_template
+from rrm_jax.judging.template import as_trained, check_template, tokens_as_trained
 from rrm_jax.parallel.mesh import make_mesh
 from rrm_jax.sampling.opening import sampler_of
 from rrm_jax.sampling.protocol import Decoding
@@ -26,16 +26,17 @@ def open_judge(
     template: str | Path | None = None,
     thinking: bool | None = None,
     temperature: float = 0.6,
-    max_new_tokens: int = 8192,
+    max_new_tokens: int | None = None,
     batch_size: int = 32,
     dtype: Any = None,
     **options: Any,
 ) -> Judge:
     """The judge in a directory: a Hugging Face model, a converted checkpoint, or a training run. On all devices.
 
-    `template` (a packaged name or a file) and `thinking` are, where they are None, what the model was trained with
-    here; else "default", and True. `dtype` None: float32 on CPU, else bfloat16. `batch_size` sequences are decoded
-    together. `options` are a `Judge`'s: votes, seed, order, max_prompt_tokens, thinking_budget, constrain_verdict.
+    `template` (a packaged name or a file), `thinking` and `max_new_tokens` are, where they are None, what the model was
+    trained with here; else "default", True and 8,192. `dtype` None: float32 on CPU, else bfloat16. `batch_size`
+    sequences are decoded together. `options` are a `Judge`'s: votes, seed, order, max_prompt_tokens, thinking_budget,
+    constrain_verdict.
 
     Warns where the template is not the one that the weights were trained with. Raises RrmError for a path that is no
     model, has no tokenizer, or has no room for `max_new_tokens` after a prompt.
@@ -46,10 +47,11 @@ def open_judge(
     shown, thinks = as_trained(source.assets / JUDGE_TEMPLATE, source.facts, template, thinking)
     if warning := check_template(shown, source.facts, [Path(model).resolve().name], thinks):
         warnings.warn(warning, stacklevel=2)
-    room = position_limit(source.config) - max_new_tokens
+    most = tokens_as_trained(source.facts) if max_new_tokens is None else max_new_tokens
+    room = position_limit(source.config) - most
     if room < 1:
         raise RrmError(
-            f"max_new_tokens {max_new_tokens} leaves no room for a prompt: the model has "
+            f"max_new_tokens {most} leaves no room for a prompt: the model has "
             f"{position_limit(source.config)} positions; give fewer"
         )
     options["max_prompt_tokens"] = min(options.get("max_prompt_tokens", 4096), room)
@@ -59,7 +61,7 @@ def open_judge(
         sampler_of(loaded, None if mesh.size == 1 else mesh, compute, batch_size),
         tokenizer,
         shown,
-        Decoding(temperature, max_new_tokens=max_new_tokens),
+        Decoding(temperature, max_new_tokens=most),
         thinking=thinks,
         model=f"{loaded.fingerprint} in {compute.name}",
         **options,

@@ -47,6 +47,8 @@ def test_it_judges_and_ranks_as_the_commands_do(model, tmp_path, monkeypatch):
 def test_what_cannot_be_is_said(model, tmp_path):
     with pytest.raises(RrmError, match=r"max_new_tokens 512 leaves no room .* the model has .* positions; give fewer"):
         rrm_jax.open_judge(model, max_new_tokens=512)
+    with pytest.raises(RrmError, match="max_new_tokens 8192 leaves no room"):  # not trained here
+        rrm_jax.open_judge(model)
     with pytest.raises(RrmError, match="nothing"):
         rrm_jax.open_judge(tmp_path / "nothing")
     with pytest.warns(UserWarning, match="were trained"):

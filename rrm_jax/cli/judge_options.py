@@ -14,8 +14,6 @@ from rrm_jax.cli.options import Temperature
 if TYPE_CHECKING:
     from rrm_jax.judging.judge import Judge, OrderPolicy
 
-_MAX_NEW_TOKENS = 8192
-
 
 @dataclasses.dataclass(frozen=True)
 class JudgeOptions:
@@ -29,8 +27,8 @@ class JudgeOptions:
         int | None,
         typer.Option(
             min=1,
-            help="Longest thinking and verdict, in tokens. [default: 8192, or what --thinking-budget, or a direct "
-            "constrained verdict, needs]",
+            help="Longest thinking and verdict, in tokens. [default: as trained here, else 8192; or what "
+            "--thinking-budget, or a direct constrained verdict, needs]",
             show_default=False,
         ),
     ] = None
@@ -77,7 +75,7 @@ def open_judge(
     from rrm_jax.errors import RrmError
     from rrm_jax.judging.forcing import forcing, tokens_needed
     from rrm_jax.judging.judge import Judge
-    from rrm_jax.judging.template import as_trained, check_chat, check_template
+    from rrm_jax.judging.template import as_trained, check_chat, check_template, tokens_as_trained
     from rrm_jax.sampling.protocol import Decoding
 
     tokenizer = generator.tokenizer
@@ -96,7 +94,7 @@ def open_judge(
     most = options.max_new_tokens
     if most is None:
         bounded = rules is not None and (rules.budget is not None or rules.end_id is None)
-        most = tokens_needed(rules) if rules is not None and bounded else _MAX_NEW_TOKENS
+        most = tokens_needed(rules) if rules is not None and bounded else tokens_as_trained(generator.facts)
     try:
         decoding = Decoding(options.temperature, top_p=options.top_p, max_new_tokens=most, thinking=rules)
         generator.check(decoding)

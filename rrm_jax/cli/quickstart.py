@@ -30,7 +30,6 @@ def command(
     draw_figure(results, out / "quickstart.png")
     print(f"figure: {out / 'quickstart.png'}   numbers: {out / 'results.json'}")
     print(f"took {results['seconds']['total']:.0f} s. Try the judge that it made:")
-    common = f"--model {out}/grpo --temperature 1 --max-new-tokens 12"
-    common += " --max-prompt-tokens 256"
+    common = f"--model {out}/grpo --temperature 1"
     print(f"  rrm judge {common} --pairs {out}/data/eval.jsonl --out {out}/judged.jsonl --order both")
     print(f"  rrm rank {common} --candidates {out}/data/candidates.jsonl --out {out}/ranked.jsonl --strategy knockout")

@@ -160,6 +160,11 @@ def as_trained(
     return load_template(name), bool(facts.get("judge_thinking", True)) if thinking is None else thinking
 
 
+def tokens_as_trained(facts: Mapping[str, Any]) -> int:
+    """The longest completion, in tokens, that the model was trained with here by its `facts`; else the paper's 8,192"""
+    return int(facts.get("judge_max_new_tokens", 8192))
+
+
 def check_template(
     template: Template, facts: Mapping[str, Any], names: Iterable[str] = (), thinking: bool = True
 ) -> str | None:

@@ -254,6 +254,8 @@ class Run:
         facts: dict[str, Any] = {"base_fingerprint": self.learner.base_fingerprint}
         if self.template is not None:
             facts |= {"judge_template_sha256": self.template.sha256, "judge_thinking": self.config.judge.thinking}
+            if self.config.method == "grpo" or self.config.data.eval is not None:  # else nothing was sampled
+                facts["judge_max_new_tokens"] = self.config.rollout.max_new_tokens
         if self.config.task == "policy":
             facts["policy"] = prompt_facts(self.config.policy)
         self.learner.save(self.checkpoints, self._finished, {"step": self._finished, "facts": facts, **self._extra})

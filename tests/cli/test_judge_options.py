@@ -20,7 +20,7 @@ def assets(tmp_path):
 def _open(assets, facts, template=None, direct=None, **options):
     model = types.SimpleNamespace(
         assets=assets, tokenizer=Tokenizer.load(assets), facts=facts, names=["m"], max_positions=9000, identity="f",
-        check=lambda decoding: None,
+        check=lambda decoding: None, takes_messages=False,
     )  # fmt: skip
     options = {"temperature": 1.0, "max_new_tokens": 8, "max_prompt_tokens": 2048} | options
     return open_judge(model, JudgeOptions(template=template, direct=direct, **options)).settings
@@ -55,3 +55,5 @@ def test_a_model_brings_its_own_template_and_mode(assets, capsys):
 def test_new_tokens_are_what_is_needed(tmp_path, options, most):
     write_word_tokenizer(tmp_path, ["\n", "\n\n", "\\boxed{Assistant 1}", "\\boxed{Assistant 2}"])
     assert _open(tmp_path, {}, **{"max_new_tokens": None, **options})["max_new_tokens"] == most
+    trained = _open(tmp_path, {"judge_max_new_tokens": 70}, **{"max_new_tokens": None, **options})
+    assert trained["max_new_tokens"] == (70 if most == 8192 else most)

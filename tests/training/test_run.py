@@ -468,6 +468,7 @@ def test_checkpoints_say_what_they_are_of(home, tmp_path):
     assert read_meta(tmp_path / "run" / "checkpoints" / "1")["facts"] == {
         "judge_template_sha256": run.template.sha256,
         "judge_thinking": True,
+        "judge_max_new_tokens": config.rollout.max_new_tokens,
         "base_fingerprint": "base of " + config.model.path,
     }
     assert np.isfinite(embedding(config.output))
