@@ -131,6 +131,23 @@ def test_loss_equals_the_formula(variant, layout):
     np.testing.assert_allclose(float(total) / denominator, expected, rtol=1e-5, atol=1e-5 * largest / len(given))
 
 
+@pytest.mark.parametrize("variant", ["grpo", "dapo", "cispo"])
+def test_tokens_at_a_bound_are_counted(variant):
+    """GRPO's clip is at work where the advantage pushes beyond the bound (1707.06347, fig. 1), CISPO's anyway."""
+    how, aggregation = VARIANTS[variant]
+    given = responses(count=20)
+    logprob, entropy, batch, _ = packed(given, aggregation, [[at] for at in range(20)], LIMIT)
+    with jax.enable_x64(True):
+        _, sums = policy_loss(how, jnp.asarray(logprob), jnp.asarray(entropy), batch)
+    either = variant == "cispo"
+    ratios = [(np.exp(one.logprob - one.old), one.advantage) for one in given]
+    low = sum(np.sum(ratio < 1 - how.clip_low) for ratio, advantage in ratios if either or advantage < 0)
+    high = sum(np.sum(ratio > 1 + how.clip_high) for ratio, advantage in ratios if either or advantage > 0)
+    assert low > 0
+    assert high > 0
+    assert (int(sums["clip_low"]), int(sums["clip_high"])) == (low, high)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradient_equals_finite_differences_of_the_formula(variant):
     """By log-probabilities and entropies; float64, 1e-6. What the formula holds fixed carries no gradient."""
