@@ -130,7 +130,7 @@ def check(words: list[str], configs: Path) -> None:
         assert (ROOT / program).is_file()
     elif program == "sbatch" or program.startswith("launch/"):
         check_launcher(words, configs)
-    elif program in ("pytest", "mkdocs", "ruff", "pyrefly"):
+    elif program in ("pytest", "mkdocs", "ruff", "pyrefly", "coverage"):
         for word in rest:
             if "/" in word and not (ROOT / word.partition("::")[0]).exists():
                 raise WrongCommand(f"{word} does not exist")
