@@ -1,4 +1,7 @@
-"""The one error type that means "what you gave cannot be used": the message says what, where, and what to do."""
+"""The one error type that means "what you gave cannot be used": the message says what, where, and what to do.
+
+And the hint of a near name that such messages end with.
+"""
 
 import difflib
 from collections.abc import Iterable

@@ -161,7 +161,7 @@ def as_trained(
 
 
 def tokens_as_trained(facts: Mapping[str, Any]) -> int:
-    """The longest completion, in tokens, that the model was trained with here by its `facts`; else the paper's 8,192"""
+    """The longest completion, in tokens, that the model was trained with here by its `facts`; else 8,192 (paper)."""
     return int(facts.get("judge_max_new_tokens", 8192))
 
 

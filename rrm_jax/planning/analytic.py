@@ -81,8 +81,9 @@ class _Model:
                 gathered = max(2 * decoder.vocab_size * decoder.hidden_size, layer_weights(decoder))
             return gathered / self.sampling_tensor * self.width
         if name == "log-probs":
-            # The head binds: the layers' own activations are let go before it.
-            return self.table * self.width + _LOGITS + 3 * self.width * self.tokens * decoder.hidden_size
+            # The head binds, unless attention holds its scores: layers' activations are let go before it.
+            head = self.table * self.width + _LOGITS + 3 * self.width * self.tokens * decoder.hidden_size
+            return max(head, self._scores(self.tokens, self.tensor))
         if name == "forward and backward":
             output = self.table * self.width + 3 * _LOGITS
             gradients = 0 if self.config.model.lora else (self.weights / self.fsdp) * self.width
@@ -101,10 +102,13 @@ class _Model:
         decoder = self.decoder
         heads = (2 * decoder.num_heads + 2 * decoder.num_kv_heads) * decoder.head_dim / tensor
         each = 3 * decoder.hidden_size + heads + 3 * decoder.intermediate_size / tensor
-        scores = 0.0
-        if self.programs.learner.options.attention == "xla" and tokens == self.tokens:
-            scores = 2 * 4 * self.rows * decoder.num_heads / tensor * self.time**2
-        return self.width * tokens * each + scores
+        return self.width * tokens * each + self._scores(tokens, tensor)
+
+    def _scores(self, tokens: float, tensor: int) -> float:
+        """Attention scores of one layer, where they are held at all."""
+        if self.programs.learner.options.attention != "xla" or tokens != self.tokens:
+            return 0.0
+        return 2 * 4 * self.rows * self.decoder.num_heads / tensor * self.time**2
 
     def _gathered(self) -> float:
         """One layer's weights, whole over fsdp."""
