@@ -12,7 +12,8 @@ minutes a program, on two cores; docs/planning.md has what was found.
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -140,6 +141,13 @@ def scaling(row: Row) -> list[str]:
     ]  # fmt: skip
 
 
+def _told(name: str, lines: Iterable[list[str]]) -> Iterator[list[str]]:
+    """The lines, each said on stderr as it comes: a table is drawn when it is whole, which takes an hour."""
+    for line in lines:
+        print(f"{name}: {', '.join(line)}", file=sys.stderr, flush=True)
+        yield line
+
+
 def _mesh(made: Plan) -> str:
     return " × ".join(str(made.mesh[axis]) for axis in AXES)
 
@@ -152,12 +160,13 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)  # programs for devices that are not here cannot be read
     if options.scaling:
         heading = ["devices", "chips", "mesh", "GiB sent", "s: network / products", "tokens/s a chip", "GiB a device"]
-        print("\n".join(table([heading, *map(scaling, SCALING)])))
+        print("\n".join(table([heading, *_told("scaling", map(scaling, SCALING))])))
         return
     print("\n".join(table([*shipped()])))
     if options.compile:
         heading = ["compiled / by arithmetic", "program", "GiB a device", "of it temporaries", "compiled in s"]
-        print("", *table([heading, *(line for row in COMPILED for line in side_by_side(row))]), sep="\n")
+        lines = (line for row in COMPILED for line in side_by_side(row))
+        print("", *table([heading, *_told("compiled", lines)]), sep="\n")
 
 
 if __name__ == "__main__":

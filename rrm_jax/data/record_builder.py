@@ -29,6 +29,13 @@ _FEATURES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+class _OwnInfo(tfds.core.DatasetInfo):
+    """What is known of a data set that is written here, and of which no server knows anything."""
+
+    def initialize_from_bucket(self) -> None:
+        """Nothing: tfds would leave an empty directory among the temporary files each time."""
+
+
 class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Writes rows of features (`prepared.to_features`) in their order, as ArrayRecord: no other format of tfds does
     without TensorFlow and keeps every row. One split, "train": which part of a data set it holds, its directory says.
@@ -45,7 +52,7 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         super().__init__(file_format="array_record", data_dir=str(data_dir))
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return _OwnInfo(
             builder=self,
             features=tfds.features.FeaturesDict({name: _feature(of) for name, of in _FEATURES[self._kind].items()}),
             description=self.DESCRIPTION,

@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,13 @@ def test_records_are_read_by_number_in_other_processes_and_by_tfds(tmp_path):
     found = tfds.builder_from_directory(str(tmp_path / "out")).as_data_source(split="train")
     assert [found[at]["id"].decode() for at in range(300)] == [row.id for row in rows]
     assert "tensorflow" not in sys.modules
+
+
+def test_writing_leaves_nothing_among_the_temporary_files(tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    write(tmp_path / "out", some(3))
+    assert [*(tmp_path / "tmp").iterdir()] == []
 
 
 def test_the_fingerprint_is_the_contents(tmp_path):
