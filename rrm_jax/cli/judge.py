@@ -1,5 +1,6 @@
 """`rrm judge`: verdicts for a file of pairs."""
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -47,7 +48,7 @@ def command(
         --pairs pairs.jsonl --out there.jsonl
     """
     from rrm_jax.cli.backend import open_generator
-    from rrm_jax.cli.judge_options import open_judge, votes_beside
+    from rrm_jax.cli.judge_options import open_judge, votes_beside, warn_of_unknown
     from rrm_jax.cli.loading import Progress, check_rows, exit_if_skipped, warn
     from rrm_jax.data.jsonl import AppendLog, Reader
     from rrm_jax.data.records import Pair, Unique, parse_pair
@@ -66,6 +67,9 @@ def command(
     progress = Progress("judging", len(digests))
     generator = open_generator(models, progress)
     judge = open_judge(generator, judging, order=order, keep_thinking=keep_thinking)
+    first = (pair for _, pair in Reader(pairs, Unique(parse_pair)))
+    shown = ((pair.query, pair.response_1, pair.response_2) for pair in first)
+    warn_of_unknown(generator.tokenizer, itertools.chain.from_iterable(shown))
     run = out.with_name(out.name + ".run.json")
     earlier_results([out], run)
     store = votes_beside(out, verdicts, (out, run))

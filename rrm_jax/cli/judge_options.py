@@ -1,7 +1,8 @@
 """What the verbs that judge share: their options, and the judge that the options describe."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,10 @@ from rrm_jax.cli.loading import fit_positions, warn
 from rrm_jax.cli.options import Temperature
 
 if TYPE_CHECKING:
+    from rrm_jax.data.tokenizer import Tokenizer
     from rrm_jax.judging.judge import Judge, OrderPolicy
+
+_LOOKED_AT = 100  # texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +119,19 @@ def open_judge(
         )
     except ValueError as error:
         raise RrmError(str(error)) from None
+
+
+def warn_of_unknown(tokenizer: "Tokenizer | None", texts: Iterable[str]) -> None:
+    """Says on stderr how much of the first texts is in no word of the vocabulary: a judge does not see it, and comes
+    to a verdict all the same."""
+    if tokenizer is None or tokenizer.unknown_id is None:
+        return
+    ids = [token for text in itertools.islice(texts, _LOOKED_AT) for token in tokenizer.encode_text(text)]
+    if unknown := ids.count(tokenizer.unknown_id):
+        warn(
+            f"warning: of the first texts' {len(ids)} tokens {unknown} are {tokenizer.decode([tokenizer.unknown_id])}: "
+            "words that this model does not know, so that verdicts may mean nothing (rrm data show has what it sees)"
+        )
 
 
 def votes_beside(out: Path, verdicts: Path | None, results: Sequence[Path]) -> Path:

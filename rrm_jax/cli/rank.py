@@ -1,6 +1,7 @@
 """`rrm rank`: the best of many candidates, by pairwise tournaments."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rrm_jax.cli.backend import open_generator
-from rrm_jax.cli.judge_options import JudgeOptions, open_judge, votes_beside
+from rrm_jax.cli.judge_options import JudgeOptions, open_judge, votes_beside, warn_of_unknown
 from rrm_jax.cli.loading import Progress, check_rows, exit_if_skipped, warn
 from rrm_jax.cli.options import ModelOptions, Strict, Verdicts, with_options
 from rrm_jax.data.answers import canonical, final_answer, last_boxed, strip_thinking
@@ -129,7 +130,10 @@ def command(
     run_path = out.with_name(out.name + ".run.json")
     _refuse_to_overwrite(out, run_path, rows, candidates)
     progress = Progress("comparisons", sum(_most_comparisons(entry, item.candidates) for item in items))
-    judge = open_judge(open_generator(models, progress), judging)
+    generator = open_generator(models, progress)
+    judge = open_judge(generator, judging)
+    shown = ((row.query, *row.responses) for row in rows.values())
+    warn_of_unknown(generator.tokenizer, itertools.chain.from_iterable(shown))
     settings = judge.settings | {"ranking": dataclasses.asdict(ranking)}
     started = time.perf_counter()
     store = votes_beside(out, verdicts, (out, run_path))

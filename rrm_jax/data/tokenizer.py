@@ -30,8 +30,9 @@ _MOST_RENDERED = 64
 
 class Tokenizer:
     """`bos_id` is None when the model has none; `eos_id` ends a turn; `stop_ids` are all that end a generation,
-    ascending; `vocab_size` counts added tokens (a model's embedding may have more rows); `fingerprint` is a
-    SHA-256 of all that decides the ids."""
+    ascending; `vocab_size` counts added tokens (a model's embedding may have more rows); `unknown_id` stands for
+    text that the vocabulary lacks, None where it has all (byte-level ones); `fingerprint` is a SHA-256 of all that
+    decides the ids."""
 
     def __init__(
         self,
@@ -56,6 +57,8 @@ class Tokenizer:
             if (text := _token_text(settings.get(key))) is not None
         }
         self.bos_id = self._id_of("bos_token")
+        unknown = getattr(self._plain.model, "unk_token", None)
+        self.unknown_id: int | None = None if unknown is None else self._plain.token_to_id(unknown)
         stops = set(stop_ids)
         eos_id = self._id_of("eos_token")
         if eos_id is None and not stops:

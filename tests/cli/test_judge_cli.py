@@ -84,6 +84,15 @@ def test_judges_a_file(judge, tmp_path: Path):
     assert len(generator.requests) == 48
 
 
+def test_says_what_the_model_has_no_words_for(judge, tmp_path: Path):
+    assert "<unk>" not in judge(prefers("good"))[0].stderr
+    row = {"id": "1", "query": "wörter", "response_1": "good", "response_2": "日本"}
+    (tmp_path / "other.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    result, _ = judge(prefers("good"), "--out", str(tmp_path / "other.out"), pairs=tmp_path / "other.jsonl")
+    assert result.exit_code == 0
+    assert "of the first texts' 11 tokens 2 are <unk>" in result.stderr  # what stands together is one
+
+
 def test_invalid_verdicts_are_half_credit_and_counted(judge):
     result, _ = judge(lambda prompt, request: "hm…")
     assert "pairs judged: 12 (without a winner: 12)" in result.stdout

@@ -75,6 +75,7 @@ def test_golden_vectors(r1: Tokenizer, r1_tokenizer_dir: Path):
 
 
 def test_special_ids(r1: Tokenizer):
+    assert r1.unknown_id is None
     assert (r1.bos_id, r1.eos_id, r1.stop_ids, r1.vocab_size) == (151646, 151643, (151643,), 151665)
     assert r1.control_id("<think>") == 151648
     assert r1.control_id("Ġthe") is None
