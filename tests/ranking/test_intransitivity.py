@@ -277,6 +277,13 @@ def test_most_points_can_miss_the_condorcet_winner_and_the_top_cycle():
     assert found.knockout.condorcet == found.knockout.in_top_cycle == pytest.approx(by_hand)
 
 
+def test_the_pick_has_the_highest_share_of_its_games_not_the_most_points():
+    # 0 won its only game, against 1; 1 won four of five against 2.
+    points = np.array([[0, 1, 0], [0, 0, 4], [0, 1, 0]])
+    assert m.of_tournament(points).picked.beaten_by == 0
+    assert m.of_tournament(points, winner=1).picked.beaten_by == 1
+
+
 def test_sums_over_tournaments():
     parts = [ROCK_PAPER_SCISSORS, DOG, np.zeros((4, 4)), np.zeros((1, 1))]
     together = m.of_tournaments(parts, winners=[0, 0, 1, 0])

@@ -194,6 +194,11 @@ def test_no_verdicts_at_all_favour_no_position(strategy):
     assert all(result.invalid == result.comparisons == result.invalid_votes for result in results)
 
 
+def test_a_round_has_room_for_what_it_asks():
+    assert Adaptive().shape(16)[1] == 8  # of its knockout's first round; then 4 a round
+    assert Adaptive(parallel=20).shape(16)[1] == 20
+
+
 def test_draws_leave_equal_ratings_in_an_order_that_favours_no_position():
     quality = {str(at): [0] * 4 for at in range(800)}
     results, _ = play(quality, RoundRobin(), how={"invalid": "draw"})
