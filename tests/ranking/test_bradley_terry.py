@@ -126,7 +126,9 @@ def test_the_leaders_probability_is_that_of_correlated_normal_gaps():
     covariance = np.diag([0.4, 0.5, 0.3, 1.0]).astype(np.float32)
     covariance[0, 1] = covariance[1, 0] = 0.2
     covariance[1, 2] = covariance[2, 1] = -0.1
-    wins = [0.5 * math.erfc(gap / math.sqrt(2 * v)) for gap, v in ((1, 0.4 + 0.5 - 2 * 0.2), (0.5, 0.3 + 0.5 + 2 * 0.1))]
+    wins = [
+        0.5 * math.erfc(gap / math.sqrt(2 * v)) for gap, v in ((1, 0.4 + 0.5 - 2 * 0.2), (0.5, 0.3 + 0.5 + 2 * 0.1))
+    ]
     found = probability_best(theta, covariance[None], np.array([3]))
     np.testing.assert_allclose(found, [1 - sum(wins)], rtol=1e-5)  # float32
 
