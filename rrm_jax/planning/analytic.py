@@ -17,12 +17,11 @@ from rrm_jax.planning.collectives import Exchange
 from rrm_jax.planning.memory import Footprint
 from rrm_jax.planning.programs import BLOCK, Program, RunPrograms, device_bytes
 from rrm_jax.planning.topology import Topology
+from rrm_jax.rl.logprobs import LOGITS_BYTES
 from rrm_jax.sampling.call import PREFILL_TOKENS
 from rrm_jax.training.config import MeshConfig, TrainConfig
 from rrm_jax.training.rollout_mesh import check_divides
 from rrm_jax.training.throughput import layer_weights
-
-_LOGITS = 128 * 2**20  # a block of float32 logits, see rl/logprobs.py
 
 
 def programs_of(config: TrainConfig, decoder: DecoderConfig, topology: Topology) -> RunPrograms:
@@ -82,10 +81,10 @@ class _Model:
             return gathered / self.sampling_tensor * self.width
         if name == "log-probs":
             # The head binds, unless attention holds its scores: layers' activations are let go before it.
-            head = self.table * self.width + _LOGITS + 3 * self.width * self.tokens * decoder.hidden_size
+            head = self.table * self.width + LOGITS_BYTES + 3 * self.width * self.tokens * decoder.hidden_size
             return max(head, self._scores(self.tokens, self.tensor))
         if name == "forward and backward":
-            output = self.table * self.width + 3 * _LOGITS
+            output = self.table * self.width + 3 * LOGITS_BYTES
             gradients = 0 if self.config.model.lora else (self.weights / self.fsdp) * self.width
             # Logits come before the first layer's backward pass: the two are not held at once.
             layer = 1.5 * self._layer(self.tokens, self.tensor) + self._gathered()

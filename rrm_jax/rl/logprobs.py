@@ -13,7 +13,7 @@ from rrm_jax.models.config import DecoderConfig
 from rrm_jax.models.decoder import Options, Params, forward
 from rrm_jax.types import Array
 
-_LOGITS_BYTES = 128 * 2**20  # float32 logits that one device holds at a time
+LOGITS_BYTES = 128 * 2**20  # float32 logits that one device holds at a time
 _LANES = 128  # of a TPU's tiles
 
 
@@ -221,7 +221,7 @@ def _gradients_by_blocks(
 def _over_blocks(function, table_VD, tokens: int, state: Any):
     """`function(state, start, rows of the table from there)` for one block after another, until all of V was seen."""
     vocabulary = table_VD.shape[0]
-    size = max(1, _LOGITS_BYTES // (4 * tokens))
+    size = max(1, LOGITS_BYTES // (4 * tokens))
     size = min(vocabulary, size - size % _LANES if size > _LANES else size)
 
     def step(at, state):

@@ -63,7 +63,7 @@ def _expected(example: Example, temperature: float) -> tuple[np.ndarray, np.ndar
 def test_scores_equal_the_full_softmax(temperature, row_tokens, shares, budget, monkeypatch):
     """One example a row, several, and all in one, with prompts of their own and shared; float32, 2e-5."""
     if budget:  # a few completion positions at a time: the length is not a multiple
-        monkeypatch.setattr(logprobs, "_LOGITS_BYTES", budget)
+        monkeypatch.setattr(logprobs, "LOGITS_BYTES", budget)
     examples = _examples()
     batches = _pack(examples, row_tokens, shares=shares)
     for example, (logprob, entropy) in zip(examples, _scored(batches, temperature=temperature), strict=True):
@@ -91,7 +91,7 @@ def _weighed(hidden, table, targets, weights, temperature):
 def test_gradients_equal_finite_differences(budget, monkeypatch):
     """Of the log-probability and of the entropy, by both arguments; finite differences of NumPy's float64, 1e-5."""
     if budget:
-        monkeypatch.setattr(logprobs, "_LOGITS_BYTES", budget)
+        monkeypatch.setattr(logprobs, "LOGITS_BYTES", budget)
     hidden, table, targets, weights = _head()
 
     def loss(hidden, table):
@@ -119,7 +119,7 @@ def test_gradients_equal_finite_differences(budget, monkeypatch):
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
 def test_a_mesh_gives_the_same_scores_and_gradients(shape, tied, monkeypatch):
     """float32: sums are taken in another order, 1e-4 of the largest gradient of a parameter."""
-    monkeypatch.setattr(logprobs, "_LOGITS_BYTES", 4 * 32 * 3)
+    monkeypatch.setattr(logprobs, "LOGITS_BYTES", 4 * 32 * 3)
     config = tiny_config(tied_embeddings=tied)
     host = realistic_params(config)
     examples = _examples() * 3
@@ -198,7 +198,7 @@ def test_bfloat16_stays_near():
 
 def test_no_full_logits_are_materialised(monkeypatch):
     """The gradient needs less than half of one [B, C, V] float32 array (here 410 MB); the naive one several."""
-    monkeypatch.setattr(logprobs, "_LOGITS_BYTES", 16 * 2**20)
+    monkeypatch.setattr(logprobs, "LOGITS_BYTES", 16 * 2**20)
     config = tiny_config(vocab_size=50_000, num_layers=1)
     (batch,) = _pack([Example((1,), (2,) * 511)] * 4, 512)
     sequences = batch.sequences()
