@@ -69,7 +69,7 @@ render() {
   else
     die "give --tpu and --topology, or --gpu"
   fi
-  [ "${command[1]-}" != train ] || command+=(--distributed on --auto-resume)
+  [ "${command[1]-}" != train ] || command+=(--distributed on --auto-resume --stop-exit-code 75)
   for word in "${command[@]}"; do words="$words, $(json "$word")"; done
   local line
   while IFS= read -r line || [ -n "$line" ]; do

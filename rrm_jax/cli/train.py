@@ -29,6 +29,15 @@ def command(
             show_default=False,
         ),
     ] = None,
+    stop_exit_code: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=125,
+            help="Exit code of a run that SIGTERM or Ctrl-C ended before its last step: not 0 where 0 is taken for "
+            "complete, as by Kubernetes.",
+        ),
+    ] = 0,
 ) -> None:
     """Train a judge: GRPO on right and wrong verdicts, or supervised on given completions.
 
@@ -53,7 +62,7 @@ def command(
     from rrm_jax.parallel.preflight import preflight
     from rrm_jax.training.config import TrainConfig
     from rrm_jax.training.resuming import flat
-    from rrm_jax.training.train import train
+    from rrm_jax.training.train import reached, train
 
     def warn_once(message: str) -> None:
         if is_first():
@@ -67,6 +76,8 @@ def command(
         directory = train(resolved, going_on, warn_once)
         if is_first():
             print(directory)
+    if reached(directory) < resolved.steps:
+        raise typer.Exit(stop_exit_code)
 
 
 def _steps(text: str) -> list[int]:

@@ -171,7 +171,9 @@ def test_a_jobset_for_tpus():
     selector = {"cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice", "cloud.google.com/gke-tpu-topology": "4x4x4"}
     assert pod["nodeSelector"] == selector
     (container,) = pod["containers"]
-    assert container["command"] == [*TRAIN, 'x="q"\\', "--distributed", "on", "--auto-resume"]
+    # A pod that is drained exits with something that Kubernetes does not take for complete.
+    joined = ["--distributed", "on", "--auto-resume", "--stop-exit-code", "75"]
+    assert container["command"] == [*TRAIN, 'x="q"\\', *joined]
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     told = {variable["name"]: variable.get("value") for variable in container["env"]}
     # JobSet calls its pods SET-JOB-0-INDEX.SET.

@@ -1,15 +1,18 @@
 """A GRPO run that signals stop twice, at moments within a step, ends as the undisturbed run does, bit for bit."""
 
+import json
 import os
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from rrm_jax.checkpoints.run_files import read_metrics
 from rrm_jax.checkpoints.sources import open_source
 from rrm_jax.checkpoints.store import complete_steps
+from rrm_jax.cli.main import _app
 from rrm_jax.models.params import named_specs
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.run import Run
@@ -66,3 +69,21 @@ def test_a_run_that_was_stopped_twice_is_the_undisturbed_one(tmp_path, monkeypat
     assert rows(stopped.output) == rows(whole.output)
     traces = [(Path(run.output) / "traces.jsonl").read_bytes() for run in (whole, stopped)]
     assert traces[0] == traces[1]
+
+
+@pytest.mark.parametrize(("options", "code"), [((), 0), (("--stop-exit-code", "75"), 75)])
+def test_a_stopped_runs_exit_code_is_what_was_asked_for(tmp_path, monkeypatch, options, code):
+    make_base(tmp_path / "base")
+    make_data(tmp_path)
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps(config(tmp_path, "stopped").model_dump(mode="json")), encoding="utf-8")
+    check = Run.check_stop
+
+    def at_once(run):
+        os.kill(os.getpid(), signal.SIGTERM)
+        check(run)
+
+    monkeypatch.setattr(Run, "check_stop", at_once)
+    result = CliRunner().invoke(_app, ["train", str(file), "--distributed", "off", *options])
+    assert result.exit_code == code, result.output
+    assert "stopped by SIGTERM before a step was finished" in result.output
