@@ -1,6 +1,5 @@
-"""Runs around a learner that costs nothing: retention, stopping, explosions, room on the disk, and what may change."""
+"""Runs around a learner that costs nothing: retention, stopping, traces, and what may change."""
 
-import contextlib
 import json
 import os
 import signal
@@ -8,117 +7,24 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
 
-from rrm_jax.checkpoints import training_state
 from rrm_jax.checkpoints.run_files import read_metrics
 from rrm_jax.checkpoints.sources import open_source
-from rrm_jax.checkpoints.store import complete_steps, read_meta
+from rrm_jax.checkpoints.store import read_meta
 from rrm_jax.errors import RrmError
-from rrm_jax.models.params import abstract_params
-from rrm_jax.parallel.mesh import make_mesh, param_sharding, replicated
-from rrm_jax.testing import realistic_params, tiny_config
-from rrm_jax.training import run as run_module
-from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.run import Run
 from rrm_jax.training.stopping import StopSignals
 
-from .world import make_base, make_data
+from .stub_run import embedding, loop, settings, steps_of
+from .world import make_base
 
+pytestmark = pytest.mark.usefixtures("stub_learner")
 ROOT = Path(__file__).parent.parent.parent
-MODEL = tiny_config(vocab_size=46)
-
-
-class StubLearner:
-    """A model whose every parameter grows by 1 with each update."""
-
-    def __init__(self, config: TrainConfig):
-        self.assets, self.attention = Path(config.model.path), "no attention"
-        self.base_fingerprint = "base of " + config.model.path
-        self.version, self._mesh = 0, make_mesh(devices=jax.devices()[:1] if jax.process_count() == 1 else None)
-        self._abstract = abstract_params(
-            open_source(config.model.path).config, jnp.float32, True, lambda spec: param_sharding(self._mesh, spec)
-        )
-        self.params = jax.tree.map(lambda a: jnp.zeros(a.shape, device=a.sharding), self._abstract)
-
-    def update(self) -> None:
-        self.params, self.version = jax.tree.map(lambda x: x + 1, self.params), self.version + 1
-
-    def save(self, checkpoints, step, meta):
-        checkpoints.save(
-            step,
-            self.params,
-            {"count": jnp.full((), self.version, jnp.int32, device=replicated(self._mesh))},
-            meta | {"version": self.version},
-        )
-
-    def restore(self, checkpoints, step):
-        count = {"count": jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(self._mesh))}
-        self.params, _, meta = checkpoints.restore(step, self._abstract, count)
-        self.version = meta["version"]
-        return meta
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("runs")
-    make_base(directory / "base")
-    make_data(directory)
-    return directory
-
-
-@pytest.fixture(autouse=True)
-def _stub(monkeypatch):
-    monkeypatch.setattr(run_module, "Learner", StubLearner)
-
-
-def settings(home: Path, output: Path, **changes) -> TrainConfig:
-    tree = {
-        "output": str(output),
-        "steps": 6,
-        "model": {"path": str(home / "base")},
-        "data": {"train": str(home / "pairs.jsonl"), "eval": str(home / "eval.jsonl")},
-        "judge": {"template": str(home / "template.toml")},
-        "checkpoint": {"every": 1, "keep": 2},
-    }
-    for key, value in changes.items():
-        *parents, last = key.split("__")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return TrainConfig.model_validate(tree)
-
-
-def loop(config, resume=False, *, accuracy=(), during=lambda run, step: None, said=None):
-    """Steps of a run; `during(run, step)` happens before a step's update; `accuracy[step]` is its evaluation's."""
-    with Run(config, resume, said.append if said is not None else lambda message: None) as run:
-        for step in range(run.first_step, config.steps + 1):
-            run.check_stop()
-            during(run, step)
-            run.learner.update()
-            run.check_stop()  # inside a step: must not leave
-            run.metrics.write("train", step, {"loss": float(step)})
-            if step < len(accuracy) and accuracy[step] is not None:
-                run.metrics.write("eval", step, {"accuracy": accuracy[step]})
-            run.write_traces(step, [{"id": f"row {step}"}])
-            run.finish_step(step, position=10 * step)
-    return run
-
-
-def steps_of(config) -> list[int]:
-    return complete_steps(Path(config.output) / "checkpoints")
-
-
-def embedding(path) -> float:
-    source = open_source(path)
-    return float(source.read(("final_norm",), None)[0])
 
 
 def test_the_last_and_the_best_checkpoints_stay(home, tmp_path):
@@ -314,106 +220,6 @@ def test_a_second_interrupt_is_one():
         assert (signals.noted, signals.agreed, signals.agree(), signals.agreed) == ("SIGINT", False, True, True)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGINT) is before
-
-
-@pytest.mark.parametrize(("loss", "norm"), [(float("nan"), 1.0), (1.0, float("inf")), (1.0, 101.0)])
-def test_an_explosion_names_the_last_good_checkpoint_and_a_lower_rate_goes_on(home, tmp_path, loss, norm):
-    config = settings(home, tmp_path / "run", checkpoint__every=2, optimizer__stop_norm=100.0)
-
-    def during(run, step):
-        run.check_finite(step, 0.5, 99.0)
-        if step == 4:
-            run.check_finite(step, loss, norm)
-
-    with pytest.raises(RrmError, match=rf"step 4: the loss is {loss:g}.* norm {norm:g}.*checkpoints/2: .*--resume"):
-        loop(config, during=during)
-    config = settings(
-        home, tmp_path / "run", checkpoint__every=2, optimizer__stop_norm=100.0, optimizer__learning_rate=1e-7
-    )
-    said = []
-    assert loop(config, resume=True, said=said).first_step == 3
-    assert any("optimizer.learning_rate 1e-07; it was 1e-06" in line for line in said)
-
-
-def test_an_explosion_before_a_checkpoint(home, tmp_path):
-    with pytest.raises(RrmError, match=r"There is no checkpoint yet: begin again with --resume"):
-        loop(settings(home, tmp_path / "run", checkpoint__every=5), during=lambda run, _: run.check_finite(1, 0, 1e9))
-
-
-@contextlib.contextmanager
-def free_bytes(monkeypatch, count):
-    with monkeypatch.context() as patched:
-        patched.setattr(training_state.shutil, "disk_usage", lambda path: SimpleNamespace(free=count))
-        yield
-
-
-def state_size(home) -> int:
-    return 4 * open_source(home / "base").config.num_parameters + 4
-
-
-def test_room_is_looked_for_before_the_first_step(home, tmp_path, monkeypatch):
-    size, said = state_size(home), []
-    assert training_state.state_bytes(realistic_params(MODEL)) == 4 * MODEL.num_parameters
-    stepped = lambda run, step: pytest.fail("it began")  # noqa: E731
-    with free_bytes(monkeypatch, size - 1), pytest.raises(RrmError, match=r"no room for a checkpoint .* make room"):
-        loop(settings(home, tmp_path / "none"), during=stepped)
-    with free_bytes(monkeypatch, 4 * size - 1):  # 2 kept, the best, and one being written
-        loop(settings(home, tmp_path / "few"), said=said)
-    assert any("up to 4 more checkpoints" in line for line in said)
-    said.clear()
-    with free_bytes(monkeypatch, 4 * size):
-        loop(settings(home, tmp_path / "enough"), said=said)
-    assert not any("more checkpoints" in line for line in said)
-
-
-def test_a_disk_that_fills_up_stops_the_run_which_goes_on_once_there_is_room(home, tmp_path, monkeypatch):
-    config = settings(home, tmp_path / "run")
-    patched = monkeypatch.context()
-
-    def during(run, step):
-        if step == 4:
-            inner = patched.__enter__()
-            inner.setattr(training_state.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
-
-    with pytest.raises(RrmError, match="no room for a checkpoint"):
-        loop(config, during=during)
-    patched.__exit__(None, None, None)
-    assert steps_of(config) == [2, 3]
-    assert loop(config, resume=True).first_step == 4
-    assert embedding(config.output) == 6
-
-
-FULL_DISK = """
-import resource, sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-from tests.training.test_run import StubLearner, loop, run_module, settings
-from rrm_jax.errors import RrmError
-run_module.Learner = StubLearner
-def limit(run, step):
-    if step == 3:
-        run.checkpoints.wait()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, -1))
-try:
-    loop(settings(Path(sys.argv[2]), Path(sys.argv[3])), during=limit)
-except RrmError as error:
-    print("error:", error, file=sys.stderr)
-"""
-
-
-def test_a_failing_disk_says_one_thing(home, tmp_path):
-    """A limit on the size of files stands in for a full disk: writing fails while the checkpoint is under way."""
-    command = [sys.executable, "-c", FULL_DISK, str(ROOT), str(home), str(tmp_path / "run")]
-    # Coverage would say that it cannot write either.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
-    (line,) = done.stderr.splitlines()
-    assert "error: cannot write" in line
-    assert "File too large; the checkpoints before are whole, and --resume goes on" in line
-    config = settings(home, tmp_path / "run")
-    assert steps_of(config) == [1, 2]
-    assert loop(config, resume=True).first_step == 3
-    assert embedding(config.output) == 6
 
 
 def test_what_may_change_is_recorded_and_what_may_not_is_refused(home, tmp_path):

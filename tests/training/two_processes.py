@@ -12,7 +12,7 @@ import jax
 
 from rrm_jax.training import run as run_module
 
-from .test_run import StubLearner, loop, settings
+from .stub_run import StubLearner, loop, settings
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
