@@ -64,8 +64,9 @@ def test_votes_help_and_an_error_of_the_pair_limits_them():
 def test_position_bias_favours_nobody_in_particular_and_cycles_come_from_traits():
     biased = ask(Simulator(0.0, position_bias=9.0), (0, 1))
     assert abs(biased.mean() - 0.5) < 0.032
-    named = ask(Simulator(0.0, intransitivity=50.0), (0, 1), (1, 2), (2, 0))
-    cyclic = np.mean((named.sum(axis=1) == 0) | (named.sum(axis=1) == 3))
+    named = ask(Simulator(0.0, intransitivity=50.0), (0, 1), (1, 2), (2, 0), (0, 1))
+    assert np.mean(named[:, 0] == named[:, 3]) > 0.95  # no coins, of which as many cycles would come
+    cyclic = np.mean((named[:, :3].sum(axis=1) == 0) | (named[:, :3].sum(axis=1) == 3))
     assert abs(cyclic - 0.25) < 0.03  # three random directions in a plane: a circle round the origin, 1 in 4
 
 
