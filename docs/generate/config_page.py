@@ -1,7 +1,9 @@
 """The reference of configuration files, from the classes that read them: every key, its type, default and help."""
 
+import math
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +11,66 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from rrm_jax.reproduce.config import ReproduceConfig
+from rrm_jax.studies.config import JudgeConfig, JudgingConfig, StudyConfig
+from rrm_jax.studies.run import STUDIES
 from rrm_jax.training.config import TrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+_LONGEST = 200  # characters of a default
 
 
-def page() -> str:
+def pages() -> dict[str, str]:
+    """By their paths on the site."""
+    return {
+        "reference/config.md": _page("Configuration of training", "rrm train", TRAINING, "", _section(TrainConfig, "")),
+        "reference/config_studies.md": _page("Configuration of studies", "rrm study", STUDY, "studies", _studies()),
+        "reference/config_reproduce.md": _page(
+            "Configuration of the whole paper", "rrm reproduce", SCALE, "reproduce", _section(ReproduceConfig, "")
+        ),
+    }
+
+
+TRAINING = (
+    "from YAML files and from overrides such as `optimizer.learning_rate=1e-6`. A file may begin from another "
+    "(`extends: rrm_7b.yaml`); an unknown key is an error that names the nearest one."
+)
+STUDY = "one file a study, and overrides such as `judges.RRM.batch_size=64`; NAME is a name that you choose."
+SCALE = "one file a scale, which names a file for each of its studies."
+
+
+def _page(title: str, verb: str, about: str, under: str, sections: list[str]) -> str:
+    apart = ("studies", "reproduce")
+    files = [path.relative_to(CONFIGS) for path in sorted(CONFIGS.rglob("*.yaml"))]
+    files = [path for path in files if (path.parts[0] == under if under else path.parts[0] not in apart)]
     lines = [
-        "# Configuration",
+        f"# {title}",
         "",
-        "What `rrm train` reads, from YAML files and from overrides such as `optimizer.learning_rate=1e-6`. A file may "
-        "begin from another (`extends: rrm_7b.yaml`); an unknown key is an error that names the nearest one.",
+        f"What `{verb}` reads: {about}",
         "",
         "## Files that come with the package",
         "",
         "| file | |",
         "|---|---|",
-        *(f"| `{path.relative_to(CONFIGS)}` | {_cell(_about(path))} |" for path in sorted(CONFIGS.rglob("*.yaml"))),
+        *(f"| `{path}` | {_cell(_about(CONFIGS / path))} |" for path in files),
         "",
-        *_section(TrainConfig, ""),
+        *sections,
     ]
     return "\n".join(lines)
+
+
+def _studies() -> list[str]:
+    """Keys that several studies have stand first, and once."""
+    lines = _section(StudyConfig, "", "Of every study")
+    lines += _section(JudgingConfig, "", "Of studies that judge", [StudyConfig])
+    lines += _section(JudgeConfig, "judges.NAME.")
+    named: dict[type[BaseModel], list[str]] = {}
+    for name, study in STUDIES.items():
+        named.setdefault(study.config, []).append(name)
+    for cls, names in named.items():
+        bases = [StudyConfig, *([JudgingConfig] if issubclass(cls, JudgingConfig) else [])]
+        lines += _section(cls, "", " and ".join(names), bases)
+    return lines
 
 
 def _about(path: Path) -> str:
@@ -43,17 +84,24 @@ def _about(path: Path) -> str:
     return " ".join(taken).partition(". ")[0].rstrip(".") + "."
 
 
-def _section(cls: type[BaseModel], prefix: str) -> list[str]:
-    """A table of a class's own keys, then its sections'."""
-    inner = {name: section for name, field in cls.model_fields.items() if (section := _class_of(field.annotation))}
-    lines = [f"## {prefix.rstrip('.') or 'The run'}", ""]
-    if prefix and cls.__doc__:
+def _section(cls: type[BaseModel], prefix: str, title: str = "", bases: Sequence[type[BaseModel]] = ()) -> list[str]:
+    """A table of a class's own keys, without those of its `bases`, then its sections'."""
+    fields = {name: field for name, field in cls.model_fields.items() if not any(name in b.model_fields for b in bases)}
+    inner = {name: section for name, field in fields.items() if (section := _class_of(field.annotation))}
+    many = {name: section for name, field in fields.items() if (section := _class_of_values(field.annotation))}
+    lines = [f"## {title or prefix.rstrip('.') or 'Top level'}", ""]
+    if (prefix or bases) and cls.__doc__ and cls.__doc__.rstrip(".") != title:
         lines += [_cell(cls.__doc__).replace("\\|", "|"), ""]
-    rows = [_row(prefix + name, field) for name, field in cls.model_fields.items() if name not in inner]
+    rows = [_row(prefix + name, field) for name, field in fields.items() if name not in inner]
     if rows:
         lines += ["| key | values | default | |", "|---|---|---|---|", *rows, ""]
-    for name, section in inner.items():
-        lines += _section(section, f"{prefix}{name}.")
+    below = {f"{prefix}{name}.": section for name, section in inner.items()}
+    below |= {f"{prefix}{name}.NAME.": section for name, section in many.items()}
+    for path, section in below.items():
+        if section is JudgeConfig and prefix + path != "judges.NAME.":
+            lines += [f"`{path}…` is as `judges.NAME.…`, above.", ""]
+        elif section is not JudgeConfig:
+            lines += _section(section, path, f"{title}: {path.rstrip('.')}" if title else "")
     return lines
 
 
@@ -63,17 +111,23 @@ def _class_of(annotation: Any) -> type[BaseModel] | None:
     return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
 
 
+def _class_of_values(annotation: Any) -> type[BaseModel] | None:
+    """The section that each value of a mapping is."""
+    return _class_of(typing.get_args(annotation)[1]) if typing.get_origin(annotation) is dict else None
+
+
 def _row(key: str, field: FieldInfo) -> str:
-    required = field.is_required()
-    default = (
-        "required" if required else f"`{yaml.safe_dump(field.get_default(), default_flow_style=True).splitlines()[0]}`"
-    )
+    default = "required"
+    if not field.is_required():
+        value = field.get_default(call_default_factory=True)
+        text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True).splitlines()[0]
+        default = f"`{text if len(text) <= _LONGEST else text[:_LONGEST] + ' …'}`"
     return f"| `{key}` | {_cell(_values(field))} | {default} | {_cell(field.description or '')} |"
 
 
 def _values(field: FieldInfo) -> str:
     bounds = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    limits = [f"{bounds[kind]} {value:g}" for limit in field.metadata for kind in bounds
+    limits = [f"{bounds[kind]} {value:,}" for limit in field.metadata for kind in bounds
               if (value := getattr(limit, kind, None)) is not None]  # fmt: skip
     return ", ".join([_type(field.annotation), *limits])
 
@@ -90,7 +144,7 @@ def _type(annotation: Any) -> str:
     if origin is dict:
         return f"mapping to {_type(arguments[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "{" + ", ".join(annotation.model_fields) + "}"
+        return "what is below"
     return getattr(annotation, "__name__", str(annotation))
 
 

@@ -32,7 +32,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    made = {"index.md": home(), "reference/config.md": config_page.page(), **cli_pages.pages(), **api_pages.pages()}
+    made = {"index.md": home(), **config_page.pages(), **cli_pages.pages(), **api_pages.pages()}
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
     return files
