@@ -24,6 +24,14 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 _REAL = Path(os.environ.get("RRM_TEST_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Neighbours stay together, as they compile the same programs, until a worker has nothing left."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 @pytest.fixture(autouse=True)
 def _few_memory_maps():
     """Each program on a CPU holds hundreds of memory maps, and a process that wants too many of them is ended.

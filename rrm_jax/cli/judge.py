@@ -13,7 +13,12 @@ from rrm_jax.cli.options import ModelOptions, Strict, Verdicts, with_options
 @with_options
 def command(
     models: ModelOptions,
-    pairs: Annotated[Path, typer.Option(help="JSONL: id, query, response_1, response_2, and optionally label 1 or 2.")],
+    pairs: Annotated[
+        Path,
+        typer.Option(
+            help="JSONL: id, query, response_1, response_2, and optionally label 1 or 2; or a prepared data set."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="JSONL of judgments. OUT.run.json and OUT.votes.jsonl stand beside it.")],
     judging: JudgeOptions,
     order: Annotated[
@@ -50,7 +55,8 @@ def command(
     from rrm_jax.cli.backend import open_generator
     from rrm_jax.cli.judge_options import open_judge, votes_beside, warn_of_unknown
     from rrm_jax.cli.loading import Progress, check_rows, exit_if_skipped, warn
-    from rrm_jax.data.jsonl import AppendLog, Reader
+    from rrm_jax.data.jsonl import AppendLog
+    from rrm_jax.data.prepared import RecordReader, content_file
     from rrm_jax.data.records import Pair, Unique, parse_pair
     from rrm_jax.errors import RrmError
     from rrm_jax.judging.judge import content_digest
@@ -67,13 +73,13 @@ def command(
     progress = Progress("judging", len(digests))
     generator = open_generator(models, progress)
     judge = open_judge(generator, judging, order=order, keep_thinking=keep_thinking)
-    first = (pair for _, pair in Reader(pairs, Unique(parse_pair)))
+    first = (pair for _, pair in RecordReader(pairs, Unique(parse_pair)))
     shown = ((pair.query, pair.response_1, pair.response_2) for pair in first)
     warn_of_unknown(generator.tokenizer, itertools.chain.from_iterable(shown))
     run = out.with_name(out.name + ".run.json")
     earlier_results([out], run)
     store = votes_beside(out, verdicts, (out, run))
-    inputs: dict[str, str | Path] = {"pairs": pairs}
+    inputs: dict[str, str | Path] = {"pairs": content_file(pairs)}
     with (
         pinned(run, config=judge.settings, seed=judging.seed, inputs=inputs),
         VoteLog(store, report=warn) as log,
@@ -83,7 +89,7 @@ def command(
         for pair_id in digests.keys() & done.keys():
             if done[pair_id] != digests[pair_id]:
                 raise RrmError(f"{out}: the row with id {pair_id!r} was judged on other text; choose another --out")
-        todo = (pair for _, pair in Reader(pairs, Unique(parse_pair)) if pair.id not in done)
+        todo = (pair for _, pair in RecordReader(pairs, Unique(parse_pair)) if pair.id not in done)
         with progress:
             progress.begin(len(done.keys() & digests.keys()))
             for judgment in judge.judge(todo, log):

@@ -193,13 +193,14 @@ def fit_positions(max_prompt_tokens: int, max_new_tokens: int, max_positions: in
 
 
 def check_rows[T](path: Path, parse: Callable[[dict[str, Any]], T], strict: bool, use: Callable[[T], None]) -> int:
-    """Reads a whole file once, before anything runs: reports its malformed rows and returns how many there are.
+    """Reads a whole file, or prepared data set, once, before anything runs: reports its malformed rows and returns how
+    many there are.
 
     `use` sees every good row. With `strict` a malformed row is an RrmError.
     """
-    from rrm_jax.data.jsonl import Reader
+    from rrm_jax.data.prepared import RecordReader
 
-    reader = Reader(path, parse, strict=strict, report=warn)
+    reader = RecordReader(path, parse, strict=strict, report=warn)
     for _, row in reader:
         use(row)
     return reader.skipped

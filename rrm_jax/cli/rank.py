@@ -15,6 +15,7 @@ from rrm_jax.cli.loading import Progress, check_rows, exit_if_skipped, warn
 from rrm_jax.cli.options import ModelOptions, Strict, Verdicts, with_options
 from rrm_jax.data.answers import canonical, final_answer, last_boxed, strip_thinking
 from rrm_jax.data.jsonl import Reader
+from rrm_jax.data.prepared import content_file
 from rrm_jax.data.records import Candidates, Unique, parse_candidates
 from rrm_jax.data.whole_files import KEPT, write_jsonl
 from rrm_jax.errors import RrmError
@@ -73,7 +74,11 @@ class StrategyOptions:
 def command(
     models: ModelOptions,
     candidates: Annotated[
-        Path, typer.Option(help="JSONL: id, query, responses [..], and optionally correct [bool], answers [str].")
+        Path,
+        typer.Option(
+            help="JSONL: id, query, responses [..], and optionally correct [bool], answers [str]; or a "
+            "prepared data set."
+        ),
     ],
     out: Annotated[
         Path, typer.Option(help="JSONL of rankings. OUT.games.jsonl, .run.json, .votes.jsonl stand beside.")
@@ -137,7 +142,7 @@ def command(
     settings = judge.settings | {"ranking": dataclasses.asdict(ranking)}
     started = time.perf_counter()
     store = votes_beside(out, verdicts, (out, run_path))
-    inputs: dict[str, str | Path] = {"candidates": candidates}
+    inputs: dict[str, str | Path] = {"candidates": content_file(candidates)}
     with pinned(run_path, config=settings, seed=judging.seed, inputs=inputs), VoteLog(store, report=warn) as log:
         with progress:
             compare = comparer(judge, log, rows, progress.advance)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -33,30 +34,40 @@ class Reader[T]:
     """Where the line of the row given last begins, in bytes."""
 
     def __iter__(self) -> Iterator[tuple[int, T]]:
-        self.skipped, used, end = 0, 0, 0
-        try:
-            with open(self.path, "rb") as file:
-                for number, line in enumerate(file, start=1):
-                    self.offset, end = end, end + len(line)
-                    if not line.strip():
-                        continue
-                    try:
-                        parsed = self.parse(decode_row(line))
-                    except RowError as error:
-                        message = f"{self.path}:{number}: {error}"
-                        if self.strict:
-                            raise RrmError(message) from None
-                        self.skipped += 1
-                        self.report(message)
-                        continue
-                    used += 1
-                    yield number, parsed
-        except OSError as error:
-            raise RrmError(f"cannot read {self.path}: {error.strerror or error}") from None
+        self.skipped, used = 0, 0
+        for number, row in self._rows():
+            try:
+                parsed = self.parse(row())
+            except RowError as error:
+                message = f"{self.path}:{number}: {error}"
+                if self.strict:
+                    raise RrmError(message) from None
+                self.skipped += 1
+                self.report(message)
+                continue
+            used += 1
+            yield number, parsed
         if not used:
             raise RrmError(
                 f"{self.path} holds no usable row ({self.skipped} skipped)" if self.skipped else f"{self.path} is empty"
             )
+
+    def _rows(self) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
+        """(Line number, what gives its row or raises RowError)."""
+        end = 0
+        try:
+            with open(self.path, "rb") as file:
+                for number, line in enumerate(file, start=1):
+                    self.offset, end = end, end + len(line)
+                    if line.strip():
+                        yield number, functools.partial(decode_row, line)
+        except IsADirectoryError:
+            raise RrmError(
+                f"{self.path} is a directory, and a JSONL file is read here; of a prepared data set `rrm data convert "
+                f"{self.path} --to rrm --out FILE` makes one"
+            ) from None
+        except OSError as error:
+            raise RrmError(f"cannot read {self.path}: {error.strerror or error}") from None
 
 
 def decode_row(line: bytes) -> dict[str, Any]:

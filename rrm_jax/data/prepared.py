@@ -8,6 +8,7 @@ Reading is random access to one record at a time; nothing is held but the index 
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -16,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rrm_jax.data.jsonl import encode_row
-from rrm_jax.data.records import Candidates, Pair, Question, Vote
+from rrm_jax.data.jsonl import Reader, encode_row
+from rrm_jax.data.records import Candidates, Pair, Question, Vote, to_row
 from rrm_jax.errors import RrmError
 
 Kind = Literal["pairs", "questions", "candidates"]
@@ -144,6 +145,17 @@ class Prepared(Sequence):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_source": None}
+
+
+class RecordReader[T](Reader[T]):
+    """A `Reader` that takes the directory of a prepared data set as well: its records are parsed as their rows are."""
+
+    def _rows(self) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
+        if not is_prepared(self.path):
+            yield from super()._rows()
+            return
+        for number, record in enumerate(open_prepared(self.path), start=1):
+            yield number, functools.partial(to_row, record)
 
 
 def _read_facts(directory: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from rrm_jax.data.answers import strip_thinking
 from rrm_jax.data.jsonl import Reader, encode_row
+from rrm_jax.data.prepared import RecordReader
 from rrm_jax.data.records import Pair, Unique, parse_candidates, parse_pair
 from rrm_jax.data.tokenizer import END_THINK
 from rrm_jax.data.whole_files import KEPT, replacing
@@ -153,7 +154,7 @@ def write_labelled(
         def malformed(why: str) -> None:
             no.write(encode_row({"labelling": {"reason": "malformed", "why": why}}))
 
-        for _, task in Reader(path, Unique(parse), report=malformed):
+        for _, task in RecordReader(path, Unique(parse), report=malformed):
             row, kept = written(task)
             (yes if kept else no).write(encode_row(row))
 
@@ -165,7 +166,7 @@ def refuse_to_overwrite(
     present = earlier_results(results, run)
     if not present:
         return
-    rows = {_content(task.row) for _, task in Reader(path, Unique(parse))}
+    rows = {_content(task.row) for _, task in RecordReader(path, Unique(parse))}
     for result in present:
         lost = sum(_content(row) not in rows for row in _rows(result) if row.keys() - {*_OWN})
         if lost:

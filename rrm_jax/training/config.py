@@ -57,7 +57,8 @@ class DataConfig(Config):
     weight: [{path, weight}, …]; with `task: policy` questions, {id, query}, and answer where it is known. For dpo: such
     pairs. For supervised: JSONL of pairs, or queries, that also has completion."""
     eval: str | None = None
-    """Held-out JSONL: pairs, judged in both orders, or, with `task: policy`, questions with answers."""
+    """Held out, JSONL or a prepared data set's directory: pairs, judged in both orders, or, with `task: policy`,
+    questions with answers."""
     limit: int | None = Field(None, ge=1)
     """Use only the first so many training rows (of each part)."""
     eval_limit: int | None = Field(None, ge=1)

@@ -25,7 +25,8 @@ from rrm_jax.checkpoints.run_files import CONFIG_YAML, TRACES
 from rrm_jax.checkpoints.sources import Source, open_source
 from rrm_jax.checkpoints.store import complete_steps
 from rrm_jax.checkpoints.training_state import TrainingCheckpoints, state_bytes
-from rrm_jax.data.jsonl import AppendLog, Reader
+from rrm_jax.data.jsonl import AppendLog
+from rrm_jax.data.prepared import RecordReader
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.whole_files import write_whole
 from rrm_jax.errors import RrmError
@@ -296,5 +297,6 @@ class _Measured:
 
 
 def read_rows[T](path: str, parse: Callable[[dict], T], limit: int | None, report: Report) -> list[T]:
-    """The first `limit` rows (None: all) of a data file. Bad rows are reported and left out, and no row is an error."""
-    return [row for _, row in itertools.islice(Reader(Path(path), parse, report=report), limit)]
+    """The first `limit` rows (None: all) of a data file or prepared data set. Bad rows are reported and left out, and
+    no row is an error."""
+    return [row for _, row in itertools.islice(RecordReader(Path(path), parse, report=report), limit)]

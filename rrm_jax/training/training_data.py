@@ -65,7 +65,7 @@ def data_files(config: TrainConfig) -> dict[str, str | Path]:
     for at, part in enumerate(config.data.parts):
         files["train" if single else f"train[{at}]"] = content_file(Path(part.path))
     if config.data.eval:
-        files["eval"] = config.data.eval
+        files["eval"] = content_file(Path(config.data.eval))
     return files
 
 

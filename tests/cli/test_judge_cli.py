@@ -15,10 +15,14 @@ from typer.testing import CliRunner
 
 from rrm_jax.cli import loading
 from rrm_jax.cli.main import _app
+from rrm_jax.data.jsonl import Reader
+from rrm_jax.data.prepared import FACTS, write_prepared
+from rrm_jax.data.record_builder import RecordsBuilder
+from rrm_jax.data.records import parse_pair
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
 from rrm_jax.errors import RrmError
-from rrm_jax.provenance import pinned
+from rrm_jax.provenance import fingerprint, pinned
 from rrm_jax.testing import tiny_config, write_hf_checkpoint
 from tests.judging.fake_generator import FakeGenerator, Killed, coin, prefers
 
@@ -82,6 +86,21 @@ def test_judges_a_file(judge, tmp_path: Path):
     pairs = tmp_path / "pairs.jsonl"
     assert facts["inputs"]["pairs"]["sha256"] == hashlib.sha256(pairs.read_bytes()).hexdigest()
     assert len(generator.requests) == 48
+
+
+def test_a_prepared_data_set_is_judged_as_its_file_is(judge, tmp_path: Path):
+    judge(coin, "--votes", "2")
+    expected = read_rows(tmp_path / "out.jsonl")
+    rows = [pair for _, pair in Reader(tmp_path / "pairs.jsonl", parse_pair)]
+    write_prepared(tmp_path / "prepared", RecordsBuilder, rows, kind="pairs", facts={})
+    result, _ = judge(coin, "--votes", "2", "--out", str(tmp_path / "other.jsonl"), pairs=tmp_path / "prepared")
+    assert result.exit_code == 0, result.output
+    assert read_rows(tmp_path / "other.jsonl") == expected
+    facts = json.loads((tmp_path / "other.jsonl.run.json").read_text(encoding="utf-8"))
+    assert facts["inputs"]["pairs"]["sha256"] == fingerprint(tmp_path / "prepared" / FACTS)
+    (tmp_path / "folder").mkdir()
+    result, _ = judge(coin, "--out", str(tmp_path / "third.jsonl"), pairs=tmp_path / "folder")
+    assert "rrm data convert" in str(result.exception)
 
 
 def test_says_what_the_model_has_no_words_for(judge, tmp_path: Path):

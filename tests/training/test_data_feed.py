@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from rrm_jax.config import load_config
 from rrm_jax.data.pairs import open_pairs
-from rrm_jax.data.prepared import write_prepared
+from rrm_jax.data.prepared import FACTS, write_prepared
 from rrm_jax.data.record_builder import RecordsBuilder
-from rrm_jax.data.records import Pair, Question
+from rrm_jax.data.records import Pair, Question, parse_labelled_pair
 from rrm_jax.data.stream import PairStream, Part, swap
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
@@ -31,6 +31,7 @@ from rrm_jax.judging.template import load_template
 from rrm_jax.quickstart import world
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.feed import Feed
+from rrm_jax.training.run import read_rows
 from rrm_jax.training.token_cache import Encode, open_token_cache
 from rrm_jax.training.training_data import data_files, open_parts
 
@@ -322,7 +323,9 @@ def test_a_configuration_names_files_and_mixes(tmp_path):
     mix = config(f"[{{path: {tmp_path}/a.jsonl, weight: 5}}, {{path: {tmp_path}/b}}]")
     assert [(len(part.rows), part.weight) for part in open_parts(mix, lambda _: None)] == [(3, 5.0), (3, 1.0)]
     assert set(data_files(mix)) == {"train[0]", "train[1]"}
-    assert set(data_files(config(str(tmp_path / "b")))) == {"train"}
+    given.append(f"data.eval={tmp_path}/b")
+    assert data_files(config(str(tmp_path / "b"))) == dict.fromkeys(("train", "eval"), tmp_path / "b" / FACTS)
+    assert read_rows(f"{tmp_path}/b", parse_labelled_pair, 2, print) == pairs(4, "b")[:2]
     with pytest.raises(RrmError, match="weight"):
         config("[{path: a, weight: 0}]")
     with pytest.raises(RrmError, match="empty"):

@@ -25,7 +25,8 @@ class _Rows:
     """What is labelled."""
 
     pairs: Annotated[
-        Path | None, typer.Option(help="JSONL: id, query, response_1, response_2.", show_default=False)
+        Path | None,
+        typer.Option(help="JSONL: id, query, response_1, response_2; or a prepared data set.", show_default=False),
     ] = None
     candidates: Annotated[
         Path | None,
@@ -127,7 +128,7 @@ def command(
     from rrm_jax.cli.backend import open_generator
     from rrm_jax.cli.judge_options import open_judge, votes_beside
     from rrm_jax.cli.loading import Progress, exit_if_skipped, warn
-    from rrm_jax.data.jsonl import Reader
+    from rrm_jax.data.prepared import RecordReader, content_file
     from rrm_jax.data.records import Unique
     from rrm_jax.errors import RrmError
     from rrm_jax.evaluation.labelling import Rule, refuse_to_overwrite, write_labelled
@@ -148,18 +149,23 @@ def command(
     progress = Progress("judging", count)
     judge = open_judge(open_generator(models, progress), judging, order="both")
     settings = judge.settings | dataclasses.asdict(labelling) | rows.settings
-    started, before = time.perf_counter(), fingerprint(source)
+    started, before = time.perf_counter(), fingerprint(content_file(source))
     with (
-        pinned(run, config=settings, seed=judging.seed, inputs={"pairs" if rows.pairs else "candidates": source}),
+        pinned(
+            run,
+            config=settings,
+            seed=judging.seed,
+            inputs={"pairs" if rows.pairs else "candidates": content_file(source)},
+        ),
         VoteLog(store, report=warn) as log,
     ):
-        tasks = (task for _, task in Reader(source, Unique(parse)) if not task.reason)
+        tasks = (task for _, task in RecordReader(source, Unique(parse)) if not task.reason)
         with progress:
             for judgment in judge.judge((task.pair for task in tasks if task.pair), log):
                 labels.add(judgment)
                 summary.add(judgment.to_row(), both_orders=True)
                 progress.advance()
-        if fingerprint(source) != before:
+        if fingerprint(content_file(source)) != before:
             raise RrmError(f"{source} was changed while it was judged; every vote is kept, run again to go on")
         write_labelled(source, parse, labels.row, out, dropped)
     for line in (*(summary.lines() if count else ()), *labels.lines(skipped)):
