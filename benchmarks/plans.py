@@ -1,4 +1,4 @@
-"""Plans of every configuration that comes with the package, for TPUs and GPUs that are not here.
+"""Plans of the configurations that come with the package, for TPUs and GPUs that are not here.
 
     python -m benchmarks.plans                  # all of them, by arithmetic
     python -m benchmarks.plans --compile        # a few compiled as well, beside the arithmetic; needs libtpu
@@ -54,6 +54,7 @@ _DEVICES = {
 _LORA = {"v4:2x2x1": ["mesh.tensor=2"], "v5e:4x4": ["mesh.tensor=4"], "v5p:1x1x1": [], "v6e:2x2": ["mesh.tensor=2"],
          "h100:1": []}  # fmt: skip
 _WARM_START = {"v4:2x2x4": [], "v5e:8x8": [], "v5p:2x2x1": [], "v6e:4x4": [], "h100:8": []}
+_POLICY = {"v5p:2x2x4": [], "v6e:4x4": ["mesh.tensor=2"], "h100:8": []}
 _OF_A_CPU = ("grpo_tiny", *(f"posttrain/tiny/{name}" for name in ("warm_start", "tournament", "verifier", "coin")))
 
 SHIPPED = [
@@ -61,6 +62,7 @@ SHIPPED = [
       for one in _DEVICES[size].items()),
     *(Row("rrm_7b_lora", "7b", *one) for one in _LORA.items()),
     *(Row("warm_start", "7b", *one) for one in _WARM_START.items()),
+    *(Row(f"posttrain/{name}_7b", "7b", *one) for name in ("rl", "dpo") for one in _POLICY.items()),
     *(Row(name, TINY, "cpu:1") for name in _OF_A_CPU),
 ]  # fmt: skip
 COMPILED = [

@@ -1,5 +1,6 @@
 """The reference of configuration files, from the classes that read them: every key, its type, default and help."""
 
+import json
 import math
 import types
 import typing
@@ -87,42 +88,59 @@ def _about(path: Path) -> str:
 def _section(cls: type[BaseModel], prefix: str, title: str = "", bases: Sequence[type[BaseModel]] = ()) -> list[str]:
     """A table of a class's own keys, without those of its `bases`, then its sections'."""
     fields = {name: field for name, field in cls.model_fields.items() if not any(name in b.model_fields for b in bases)}
-    inner = {name: section for name, field in fields.items() if (section := _class_of(field.annotation))}
-    many = {name: section for name, field in fields.items() if (section := _class_of_values(field.annotation))}
     lines = [f"## {title or prefix.rstrip('.') or 'Top level'}", ""]
     if (prefix or bases) and cls.__doc__ and cls.__doc__.rstrip(".") != title:
         lines += [_cell(cls.__doc__).replace("\\|", "|"), ""]
-    rows = [_row(prefix + name, field) for name, field in fields.items() if name not in inner]
+    rows = [_row(prefix + name, field) for name, field in fields.items() if not _is_section(field)]
     if rows:
         lines += ["| key | values | default | |", "|---|---|---|---|", *rows, ""]
-    below = {f"{prefix}{name}.": section for name, section in inner.items()}
-    below |= {f"{prefix}{name}.NAME.": section for name, section in many.items()}
-    for path, section in below.items():
-        if section is JudgeConfig and prefix + path != "judges.NAME.":
-            lines += [f"`{path}…` is as `judges.NAME.…`, above.", ""]
-        elif section is not JudgeConfig:
-            lines += _section(section, path, f"{title}: {path.rstrip('.')}" if title else "")
+    for name, field in fields.items():
+        for place, section in _sections(field.annotation):
+            path = f"{prefix}{name}{place}."
+            if section is JudgeConfig:  # its table stands where judges are
+                lines += [] if path == "judges.NAME." else [f"`{path}…` is as `judges.NAME.…`, above.", ""]
+                continue
+            heading, *table = _section(section, path, f"{title}: {path.rstrip('.')}" if title else "")
+            lines += [heading, "", *_said(field), *table[1:]]
     return lines
 
 
-def _class_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, perhaps optionally."""
-    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
+def _said(field: FieldInfo) -> list[str]:
+    """What a section's field says of it, as it has no row of its own."""
+    if not _is_section(field):
+        return []
+    optional = "Off unless it is given; then its defaults are these." if field.default is None else ""
+    text = " ".join(filter(None, [field.description, optional]))
+    return [_cell(text).replace("\\|", "|"), ""] if text else []
 
 
-def _class_of_values(annotation: Any) -> type[BaseModel] | None:
-    """The section that each value of a mapping is."""
-    return _class_of(typing.get_args(annotation)[1]) if typing.get_origin(annotation) is dict else None
+def _is_section(field: FieldInfo) -> bool:
+    return any(place == "" for place, _ in _sections(field.annotation))
+
+
+def _sections(annotation: Any) -> list[tuple[str, type[BaseModel]]]:
+    """The sections that a field may hold: it itself (""), each value of a mapping (".NAME"), or of a list ("[…]")."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [("", annotation)]
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is types.UnionType or origin is typing.Union:
+        return [found for one in arguments for found in _sections(one)]
+    inner = {dict: (".NAME", arguments[1:]), tuple: ("[…]", arguments[:1]), list: ("[…]", arguments)}
+    place, held = inner.get(origin, ("", ()))
+    return [(place + more, section) for one in held for more, section in _sections(one)]
 
 
 def _row(key: str, field: FieldInfo) -> str:
     default = "required"
     if not field.is_required():
         value = field.get_default(call_default_factory=True)
-        text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True).splitlines()[0]
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) and "\n" in value else _flow(value)
         default = f"`{text if len(text) <= _LONGEST else text[:_LONGEST] + ' …'}`"
     return f"| `{key}` | {_cell(_values(field))} | {default} | {_cell(field.description or '')} |"
+
+
+def _flow(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True).splitlines()[0]
 
 
 def _values(field: FieldInfo) -> str:
@@ -149,4 +167,6 @@ def _type(annotation: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    """On one line of a table; a tag stays text, and what stands between backticks is as it is."""
+    parts = " ".join(text.split()).replace("|", "\\|").split("`")
+    return "`".join(part if at % 2 else part.replace("<", "&lt;") for at, part in enumerate(parts))

@@ -52,7 +52,7 @@ _VERBS = (
     ("judge", judge.command, "Judge which of two responses is better."),
     ("rank", rank.command, "Pick the best of many responses, by comparing pairs."),
     ("serve", serve.command, "Serve a model over HTTP: chats, verdicts, rankings."),
-    ("train", train.command, "Train a judge: GRPO, or supervised on completions."),
+    ("train", train.command, "Train a judge or a policy: GRPO, DPO, or supervised."),
     ("report", report.command, "Show training runs on one page, with curves."),
     ("eval", evaluate.command, "Score a judge, or a model's answers, on a benchmark."),
     ("compare", compare.command, "Put evaluations side by side."),

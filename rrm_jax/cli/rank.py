@@ -34,9 +34,9 @@ class StrategyOptions:
     strategy: Annotated[
         str,
         typer.Option(
-            help="round-robin: every pair; random:opponents=4; knockout, knockout:seeding=2; swiss, swiss:rounds=6; "
-            "adaptive: a knockout, then whoever may still be the best. n (n - 1) / 2, 4 n, n - 1, about n (log n) / 2 "
-            "and 4 n comparisons. rrm replay shows which one to use."
+            help="round-robin: every pair; random:opponents=4; knockout, knockout:seeding=2 (Swiss rounds first); "
+            "swiss, swiss:rounds=6; adaptive: a knockout, then whoever may still be the best. n (n - 1) / 2, 4 n, n - 1"
+            ", n / 2 a round and 4 n comparisons. rrm replay shows which one to use."
         ),
     ] = "round-robin"
     rating: Annotated[

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 def command(
     name: Annotated[str, typer.Argument(help="Which study; they are listed above.")],
     config: Annotated[
-        str, typer.Argument(help="A YAML file, or a scale that comes with the package: tiny (quickstart's), rrm-7b.")
+        str,
+        typer.Argument(
+            help="A YAML file, or a scale that comes with the package: tiny (quickstart's), rrm-7b, rrm-32b."
+        ),
     ],
     overrides: Overrides = None,
 ) -> None:

@@ -39,7 +39,7 @@ def command(
         ),
     ] = 0,
 ) -> None:
-    """Train a judge: GRPO on right and wrong verdicts, or supervised on given completions.
+    """Train a judge, or a policy that a judge rewards: by GRPO, by DPO, or supervised on given completions.
 
     Writes the resolved configuration, provenance, metrics (terminal, JSONL, TensorBoard) and checkpoints to the
     directory `output`. A killed run is continued by the same command with --resume, bit for bit.

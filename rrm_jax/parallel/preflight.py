@@ -37,8 +37,8 @@ def preflight(settings: Mapping[str, Any], output: str | Path, report: Report) -
     devices = _check_devices(hosts)
     _check_clocks(hosts, report)
     if is_first():
-        shown = ", ".join(f"{rank} on {host}" for rank, host in enumerate(hosts[:8]))
-        report(f"{len(hosts)} processes with {devices} each: {shown}{', …' if len(hosts) > 8 else ''}")
+        shown = ", ".join(f"{rank} on {host}" for rank, host in enumerate(hosts))
+        report(f"{len(hosts)} processes with {devices} each: {shown}")
 
 
 def _check_start(settings: Mapping[str, Any]) -> list[str]:

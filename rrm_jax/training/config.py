@@ -208,6 +208,7 @@ class OptimizerConfig(Config):
     """Keep the optimiser state in host memory while it is not in use."""
     learning_rate: float = Field(1e-6, gt=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Of the learning rate, after the warm-up; cosine and linear end at 0 after the last step."""
     warmup_steps: int = Field(0, ge=0)
     """Counted in optimiser steps, as the decay is."""
     weight_decay: float = Field(0.0, ge=0)
