@@ -102,7 +102,7 @@ _FEED = """
     feed = Feed(PairStream(parts, 0), encode, workers=workers, caches=caches)
     feed.take(start, 1)
     first, again = time.perf_counter() - started, time.perf_counter()
-    tokens = sum(len(prompt.ids) for _, prompt in feed.take(start + 1, count))
+    tokens = sum(len(ids) for _, ids, _ in feed.take(start + 1, count))
     print(time.perf_counter() - again, count, first, tokens)
     feed.close()
 """
