@@ -1,4 +1,4 @@
-"""Benchmarks that are programs in strings, which no type checker reads: at a size that takes seconds they run through."""
+"""Benchmarks that are programs in strings, which no type checker reads: they run through, at a size of seconds."""
 
 import os
 import string
