@@ -194,6 +194,13 @@ def test_no_verdicts_at_all_favour_no_position(strategy):
     assert all(result.invalid == result.comparisons == result.invalid_votes for result in results)
 
 
+def test_a_strength_lies_in_the_middle_of_its_interval():
+    (result,), _ = play({"a": [3, 2, 1, 0]}, RoundRobin())
+    for low, strength, high in zip(result.low, result.strengths, result.high, strict=True):
+        assert low < strength < high
+        assert strength - low == pytest.approx(high - strength, rel=1e-3)  # float32, near 1000
+
+
 def test_a_round_has_room_for_what_it_asks():
     assert Adaptive().shape(16)[1] == 8  # of its knockout's first round; then 4 a round
     assert Adaptive(parallel=20).shape(16)[1] == 20
