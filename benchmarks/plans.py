@@ -144,7 +144,7 @@ def scaling(row: Row) -> list[str]:
 
 
 def _told(name: str, lines: Iterable[list[str]]) -> Iterator[list[str]]:
-    """The lines, each said on stderr as it comes: a table is drawn when it is whole, which takes an hour."""
+    """The lines, each said on stderr as it comes: a table is drawn when it is whole, minutes later."""
     for line in lines:
         print(f"{name}: {', '.join(line)}", file=sys.stderr, flush=True)
         yield line

@@ -1,6 +1,5 @@
 """`rrm judge`: verdicts for a file of pairs."""
 
-import itertools
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -73,9 +72,8 @@ def command(
     progress = Progress("judging", len(digests))
     generator = open_generator(models, progress)
     judge = open_judge(generator, judging, order=order, keep_thinking=keep_thinking)
-    first = (pair for _, pair in RecordReader(pairs, Unique(parse_pair)))
-    shown = ((pair.query, pair.response_1, pair.response_2) for pair in first)
-    warn_of_unknown(generator.tokenizer, itertools.chain.from_iterable(shown))
+    shown = ((pair.query, pair.response_1, pair.response_2) for _, pair in RecordReader(pairs, Unique(parse_pair)))
+    warn_of_unknown(generator.tokenizer, shown)
     run = out.with_name(out.name + ".run.json")
     earlier_results([out], run)
     store = votes_beside(out, verdicts, (out, run))

@@ -121,12 +121,13 @@ def open_judge(
         raise RrmError(str(error)) from None
 
 
-def warn_of_unknown(tokenizer: "Tokenizer | None", texts: Iterable[str]) -> None:
-    """Says on stderr how much of the first texts is in no word of the vocabulary: a judge does not see it, and comes
-    to a verdict all the same."""
+def warn_of_unknown(tokenizer: "Tokenizer | None", rows: Iterable[Sequence[str]]) -> None:
+    """Says on stderr how much of the first rows' texts is in no word of the vocabulary: a judge does not see it, and
+    comes to a verdict all the same."""
     if tokenizer is None or tokenizer.unknown_id is None:
         return
-    ids = [token for text in itertools.islice(texts, _LOOKED_AT) for token in tokenizer.encode_text(text)]
+    texts = itertools.islice(itertools.chain.from_iterable(rows), _LOOKED_AT)
+    ids = [token for text in texts for token in tokenizer.encode_text(text)]
     if unknown := ids.count(tokenizer.unknown_id):
         warn(
             f"warning: of the first texts' {len(ids)} tokens {unknown} are {tokenizer.decode([tokenizer.unknown_id])}: "

@@ -1,7 +1,6 @@
 """`rrm rank`: the best of many candidates, by pairwise tournaments."""
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -137,8 +136,7 @@ def command(
     progress = Progress("comparisons", sum(_most_comparisons(entry, item.candidates) for item in items))
     generator = open_generator(models, progress)
     judge = open_judge(generator, judging)
-    shown = ((row.query, *row.responses) for row in rows.values())
-    warn_of_unknown(generator.tokenizer, itertools.chain.from_iterable(shown))
+    warn_of_unknown(generator.tokenizer, ((row.query, *row.responses) for row in rows.values()))
     settings = judge.settings | {"ranking": dataclasses.asdict(ranking)}
     started = time.perf_counter()
     store = votes_beside(out, verdicts, (out, run_path))

@@ -149,14 +149,10 @@ def command(
     progress = Progress("judging", count)
     judge = open_judge(open_generator(models, progress), judging, order="both")
     settings = judge.settings | dataclasses.asdict(labelling) | rows.settings
-    started, before = time.perf_counter(), fingerprint(content_file(source))
+    content = content_file(source)
+    started, before = time.perf_counter(), fingerprint(content)
     with (
-        pinned(
-            run,
-            config=settings,
-            seed=judging.seed,
-            inputs={"pairs" if rows.pairs else "candidates": content_file(source)},
-        ),
+        pinned(run, config=settings, seed=judging.seed, inputs={"pairs" if rows.pairs else "candidates": content}),
         VoteLog(store, report=warn) as log,
     ):
         tasks = (task for _, task in RecordReader(source, Unique(parse)) if not task.reason)
@@ -165,7 +161,7 @@ def command(
                 labels.add(judgment)
                 summary.add(judgment.to_row(), both_orders=True)
                 progress.advance()
-        if fingerprint(content_file(source)) != before:
+        if fingerprint(content) != before:
             raise RrmError(f"{source} was changed while it was judged; every vote is kept, run again to go on")
         write_labelled(source, parse, labels.row, out, dropped)
     for line in (*(summary.lines() if count else ()), *labels.lines(skipped)):

@@ -151,16 +151,12 @@ def _parser(known: "Mapping[str, Question]"):
 
 def parse_verifiable(row: dict[str, Any]) -> "Question":
     """A question whose verifier exists. Raises RowError."""
-    from rrm_jax.data.records import parse_question
-
-    return _checked(parse_question(row))
-
-
-def _checked(question: "Question") -> "Question":
     from rrm_jax.data.jsonl import RowError
+    from rrm_jax.data.records import parse_question
     from rrm_jax.data.verifiers import resolve
     from rrm_jax.errors import RrmError
 
+    question = parse_question(row)
     try:
         resolve(question.verifier or "auto")
     except RrmError as error:
@@ -171,29 +167,16 @@ def _checked(question: "Question") -> "Question":
 def read_questions(path: Path, strict: bool, verifiable: bool = True) -> "tuple[dict[str, Question], int]":
     """The questions of a JSONL file or of a prepared data set, by id, and how many rows cannot be used; `verifiable`:
     among these are those whose verifier does not exist."""
-    from rrm_jax.cli.loading import check_rows, warn
-    from rrm_jax.data.jsonl import RowError
+    from rrm_jax.cli.loading import check_rows
     from rrm_jax.data.prepared import is_prepared, open_prepared
     from rrm_jax.data.records import Unique, parse_question
     from rrm_jax.errors import RrmError
 
+    if is_prepared(path) and (kind := open_prepared(path).kind) != "questions":  # pairs have all that a question needs
+        raise RrmError(f"{path} holds {kind}, not questions")
     questions: dict[str, Question] = {}
-    if not is_prepared(path):
-        parse = parse_verifiable if verifiable else parse_question
-        skipped = check_rows(path, Unique(parse), strict, lambda row: questions.update({row.id: row}))
-        return questions, skipped
-    skipped = 0
-    prepared = open_prepared(path)
-    if prepared.kind != "questions":
-        raise RrmError(f"{path} holds {prepared.kind}, not questions")
-    for question in prepared:
-        try:
-            questions[question.id] = _checked(question) if verifiable else question
-        except RowError as error:
-            if strict:
-                raise RrmError(f"{path}: id {question.id!r}: {error}") from None
-            skipped += 1
-            warn(f"{path}: id {question.id!r}: {error}")
+    parse = parse_verifiable if verifiable else parse_question
+    skipped = check_rows(path, Unique(parse), strict, lambda row: questions.update({row.id: row}))
     return questions, skipped
 
 
