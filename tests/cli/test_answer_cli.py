@@ -20,7 +20,7 @@ from rrm_jax.testing import tiny_config, write_hf_checkpoint
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.policy_prompt import policy_prompt
 from rrm_jax.training.train import train
-from tests.cli.test_data_synthesize_cli import InProcess
+from tests.data.candidates import InProcess
 from tests.judging.fake_generator import FakeGenerator, Killed, prefers
 from tests.sampling.stub_server import chat, stub_servers
 from tests.training.world import make_base, settings

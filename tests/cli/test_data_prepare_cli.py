@@ -21,7 +21,7 @@ from rrm_jax.data.sources import tulu3_prompts
 from rrm_jax.data.sources.parts import HashedRecords
 from rrm_jax.data.sources.prepare import Preparation
 from rrm_jax.errors import RrmError
-from tests.data.test_sources import pair, publish, tulu, turns
+from tests.data.published import pair, publish, tulu, turns
 
 
 def data(verb: str, *arguments):

@@ -1,4 +1,4 @@
-"""`rrm data synthesize` and `rrm data verify` from the outside: kills, outages, generators added later, bad input."""
+"""`rrm data synthesize` from the outside: kills, outages, generators added later, bad input."""
 
 import hashlib
 import json
@@ -16,10 +16,10 @@ from rrm_jax.data.prepared import write_prepared
 from rrm_jax.data.record_builder import RecordsBuilder
 from rrm_jax.data.records import Pair, parse_question
 from rrm_jax.data.tokenizer import Tokenizer
-from rrm_jax.data.verifiers import resolve
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
 from rrm_jax.errors import RrmError
 from rrm_jax.testing import tiny_config, write_hf_checkpoint
+from tests.data.candidates import InProcess, read, write
 from tests.judging.fake_generator import FakeGenerator, Killed
 from tests.sampling.stub_server import chat, stub_servers, vllm
 
@@ -36,22 +36,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-class InProcess:
-    """A pool that verifies in this process: what tests ask of it is not hostile."""
-
-    def __init__(self, *options):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def verify_all(self, jobs):
-        return (resolve(job.verifier)(job.response, job.answer) for job in jobs)
-
-
 def sums(prompt: str, request) -> str:
     """Right, wrong, without an answer, in thought for ever, or cut off, by the request's address."""
     first, second = map(int, re.search(r"(\d+) \+ (\d+)", prompt).groups())
@@ -62,18 +46,8 @@ def sums(prompt: str, request) -> str:
     return f"hm</think>It is \\boxed{{{answer}}}."
 
 
-def write(path: Path, rows) -> Path:
-    lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return path
-
-
 def question(at: int, **changed) -> dict:
     return {"id": f"q{at}", "query": f"{at} + {at}?", "answer": str(2 * at), "source": "ab"[at % 2]} | changed
-
-
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture
@@ -355,63 +329,6 @@ def test_a_mark_that_is_given_is_believed(synthesize, tmp_path: Path):
     assert (result.exit_code, "candidates.jsonl:2: the row has no 'correct'" in result.stderr) == (1, True)
     (pair,) = read(tmp_path / "out.jsonl")
     assert (pair["response_1"], pair["response_2"]) == ("y", "x")
-
-
-def verify(directory: Path, rows, *options, questions=None):
-    arguments = ["data", "verify", "--candidates", write(directory / "c.jsonl", rows), "--out", directory / "m.jsonl"]
-    if questions is not None:
-        arguments += ["--questions", write(directory / "q.jsonl", questions)]
-    result = CliRunner().invoke(_app, [str(word) for word in (*arguments, *options)])
-    if result.exception is not None and not isinstance(result.exception, (RrmError, SystemExit)):
-        raise result.exception
-    return result
-
-
-def test_verify_marks_rows_and_counts_agreement(tmp_path: Path):
-    """With the processes that verify, and a response that one of them does not survive."""
-    rows = [
-        {"id": 1, "query": "q", "responses": ["A: 4", "<think>A: 4</think>A: 5", "?"], "correct": [True, True, False],
-         "answer": "4", "own": [1.5]},
-        {"id": 2, "query": "q", "responses": ["\\boxed{9^{9^{9^9}}}", "\\boxed{y/x}"], "answer": "\\frac{y}{x}"},
-        {"id": 3, "query": "q", "responses": ["A: 4"], "correct": [True]},
-        {"id": 4, "query": "q", "responses": ["A: (C)"], "correct": [True]},
-        "{",
-    ]  # fmt: skip
-    questions = [{"id": 4, "query": "q", "answer": "C", "verifier": "choice"}]
-    result = verify(tmp_path, rows, "--seconds", "2", questions=questions)
-    assert result.exit_code == 1
-    marked = read(tmp_path / "m.jsonl")
-    assert marked[0] == rows[0] | {
-        "answers": ["4", "5", None], "outcomes": ["right", "wrong", "no answer"], "correct": [True, False, False],
-    }  # fmt: skip
-    assert (marked[1]["outcomes"], marked[1]["correct"]) == (["timed out", "right"], None)
-    assert (marked[2]["outcomes"], marked[2]["correct"]) == (["no gold"], None)
-    assert (marked[3]["answers"], marked[3]["correct"]) == (["(C)"], [True])
-    said = result.stdout.splitlines()
-    assert said[0].startswith("responses: 7 of 4 rows: right 3 (42.9 %), ")
-    assert said[1:] == [
-        "agreement with `correct`: 60.00 % = 3 of 5; 2 differ, 1 of them undecided here",
-        "id '1', response 1: '4' is right, it ends with '5': wrong, given as True",
-        "id '3', response 0: None is right, it ends with '4': no gold, given as True",
-    ]
-    assert "c.jsonl:5: not JSON" in result.stderr
-    facts = json.loads((tmp_path / "m.jsonl.run.json").read_text(encoding="utf-8"))
-    assert set(facts["inputs"]) == {"candidates", "questions"}
-
-
-def test_verify_refuses(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(verifier_pool, "VerifierPool", InProcess)
-    row = {"id": 1, "query": "q", "responses": ["A: 4", "A: 5"], "correct": [False, True], "answer": "4"}
-    assert "no verifier 'sense'" in str(verify(tmp_path, [row], "--verifier", "sense").exception)
-    assert "would be written to" in str(verify(tmp_path, [row], "--out", tmp_path / "c.jsonl").exception)
-    result = verify(tmp_path, [row], "--show", "1")
-    assert "response 1" not in result.stdout
-    assert result.stdout.endswith("and 1 more\n")
-    assert "verifier: was 'auto', is now 'exact'" in str(verify(tmp_path, [row], "--verifier", "exact").exception)
-    (tmp_path / "m.jsonl.run.json").unlink()
-    assert "it is not this job's" in str(verify(tmp_path, [row]).exception)
-    other = verify(tmp_path, [row], "--out", tmp_path / "n.jsonl", questions=[{"id": 1, "query": "r", "answer": "4"}])
-    assert "the query is not that of question '1'" in other.stderr
 
 
 def test_prepared_questions(synthesize, tmp_path: Path):

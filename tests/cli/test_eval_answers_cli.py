@@ -15,7 +15,7 @@ from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
 from rrm_jax.errors import RrmError
 from rrm_jax.testing import tiny_config, write_hf_checkpoint
-from tests.cli.test_data_synthesize_cli import InProcess
+from tests.data.candidates import InProcess
 from tests.evaluation.benchmark_rows import write_rows
 from tests.judging.fake_generator import FakeGenerator, Killed, prefers
 

@@ -1,90 +1,18 @@
-"""Every adapter on small files of the published shape, and what happens to rows that give no record."""
+"""Every adapter on small files of the published shape."""
 
 import dataclasses
 import json
-import tracemalloc
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from rrm_jax.data import sources as registry
-from rrm_jax.data.records import Pair, Question
-from rrm_jax.data.snapshot import open_snapshot
-from rrm_jax.data.sources import get_source, sources
-from rrm_jax.data.sources.base import Source, prompt_key
+from rrm_jax.data.records import Question
+from rrm_jax.data.sources import get_source
+from rrm_jax.data.sources.base import prompt_key
 from rrm_jax.data.sources.parts import HashedRecords, ShuffledRows
-from rrm_jax.data.sources.prepare import Preparation, Skipped
+from rrm_jax.data.sources.prepare import Skipped
 from rrm_jax.errors import RrmError
-
-MESSAGES = pa.list_(pa.struct([("content", pa.string()), ("role", pa.string())]))
-VERL = {
-    "data_source": pa.string(),
-    "prompt": MESSAGES,
-    "ability": pa.string(),
-    "reward_model": pa.struct([("ground_truth", pa.string()), ("style", pa.string())]),
-}
-DIFFICULTY = pa.struct([(f"DeepSeek-R1-Distill-Qwen-{size}", pa.int64()) for size in ("1.5B", "32B", "7B")])
-PUBLISHED = {
-    "skywork-reward": (
-        "data/train-00000-of-00001.parquet",
-        {"chosen": MESSAGES, "rejected": MESSAGES, "source": pa.string()},
-    ),
-    "tulu3-preferences": (
-        "data/train-00000-of-00001.parquet",
-        {"prompt": pa.string(), "chosen": MESSAGES, "rejected": MESSAGES, "chosen_rating": pa.float64(),
-         "rejected_rating": pa.float64(), "chosen_model": pa.string(), "rejected_model": pa.string(),
-         "source": pa.string(), "id": pa.string()},
-    ),
-    "webinstruct-verified": (
-        "data/train-00000-of-00001.parquet",
-        dict.fromkeys(("id", "question", "answer", "answer_type", "category", "difficulty"), pa.string()),
-    ),
-    "skywork-or1": (
-        "data/math-00000-of-00001.parquet",
-        {**VERL, "extra_info": pa.struct([("index", pa.int64()), ("model_difficulty", DIFFICULTY)])},
-    ),
-    "big-math": (
-        "data/train-00000-of-00001.parquet",
-        {"problem": pa.string(), "answer": pa.string(), "source": pa.string(), "domain": pa.list_(pa.string()),
-         "llama8b_solve_rate": pa.float64()},
-    ),
-    "dapo-math": ("data/dapo-math-17k.parquet", {**VERL, "extra_info": pa.struct([("index", pa.string())])}),
-}  # fmt: skip
-"""The file and the columns that the data sets' cards give."""
-PUBLISHED["tulu3-prompts"] = PUBLISHED["tulu3-preferences"]
-
-
-def turns(*contents: str, system: str | None = None) -> list[dict[str, str]]:
-    first = [] if system is None else [{"content": system, "role": "system"}]
-    return first + [{"content": text, "role": ("user", "assistant")[at % 2]} for at, text in enumerate(contents)]
-
-
-def publish(directory: Path, name: str, rows: list[dict]) -> Path:
-    file, columns = PUBLISHED[name]
-    path = directory / name / file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, pa.schema(columns)), path)
-    return directory / name
-
-
-def prepare(source: Source, path: Path, split: str | None = None, **options):
-    """(Records, tally, the rows that are listed as skipped)."""
-    snapshot = open_snapshot(path, split, source.split)
-    snapshot.check_columns(source.columns, source.describe())
-    skipped: list[Skipped] = []
-    preparation = Preparation(source, snapshot, skip=skipped.append, **options)
-    records = list(preparation)
-    return records, preparation.tally, skipped
-
-
-def pair(query: str = "q", chosen: str = "good", rejected: str = "bad", source: str = "offsetbias") -> dict:
-    return {"chosen": turns(query, chosen), "rejected": turns(query, rejected), "source": source}
-
-
-def bare(record: Pair | Question) -> tuple:
-    return tuple(value for name, value in dataclasses.asdict(record).items() if name != "id")
+from tests.data.published import bare, pair, prepare, publish, tulu, turns
 
 
 def test_skywork_reward(tmp_path: Path):
@@ -134,13 +62,6 @@ def test_a_part_is_of_rows_as_they_stand_in_the_file(tmp_path: Path):
     assert not queries["train"] & queries["test"]
     assert all(assign(int(query[1:]), Question("", "")) == name for name in queries for query in queries[name])
     assert got["train"][1].skipped["of another part"] == len(queries["test"])
-
-
-def tulu(prompt: str, chosen: str = "good", rejected: str = "bad") -> dict:
-    return {
-        "prompt": prompt, "chosen": turns(prompt, chosen), "rejected": turns(prompt, rejected), "chosen_rating": None,
-        "rejected_rating": 1.0, "chosen_model": "m", "rejected_model": "n", "source": "ai2/if", "id": "one id for all",
-    }  # fmt: skip
 
 
 def test_tulu3_preferences_of_given_prompts(tmp_path: Path):
@@ -258,153 +179,3 @@ def test_gsm8k_takes_what_follows_the_last_mark(tmp_path: Path):
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     records, tally, _ = prepare(get_source("gsm8k"), tmp_path)
     assert ([record.answer for record in records], tally.skipped) == (["1234"], {"no answer": 1})
-
-
-def test_generic_takes_this_packages_rows_as_they_are(tmp_path: Path):
-    rows = [
-        {"id": 7, "query": "q", "response_1": "a", "response_2": "b", "label": 2, "source": "mine", "own": 1},
-        {"id": "x", "query": "q", "response_1": "a", "response_2": "b", "label": None},
-        {"id": 7, "query": "q", "response_1": "a", "response_2": "c", "label": 2},
-        {"query": "q", "response_1": "a", "response_2": "c"},
-    ]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    records, tally, _ = prepare(get_source("generic"), tmp_path)
-    assert records[:2] == [Pair("7", "q", "a", "b", 2, "mine"), Pair("x", "q", "a", "b", None)]
-    assert records[2].id.startswith("generic/")
-    assert tally.skipped == {"same id, other content": 1}
-
-
-def test_generic_columns_may_lie_deep(tmp_path: Path):
-    (tmp_path / "a.jsonl").write_text(
-        "".join(
-            json.dumps(row) + "\n"
-            for row in [
-                {"p": turns("q", system="s"), "c": turns("q", "good"), "r": {"text": ["x", "bad"]}, "l": 2},
-                {"p": turns("q"), "c": turns("q", "good"), "r": {}, "l": 2},
-                {"p": turns("q"), "c": 3, "r": {"text": ["x", "y"]}, "l": 2},
-                {"p": turns("q"), "c": turns("q", "good"), "r": {"text": ["x", None]}, "l": "2"},
-            ]
-        )
-    )
-    generic = get_source("generic").configure
-    columns = {"query": "p", "response_1": "c", "response_2": "r.text.-1"}
-    records, tally, skipped = prepare(generic(columns), tmp_path)
-    assert [bare(record) for record in records] == [("q", "good", "bad", 1, "")]
-    assert tally.skipped == {"malformed": 2, "empty response": 1}
-    assert [row.why for row in skipped] == [
-        "there is no r.text.-1: 'text' is missing",
-        "response_1 must be text or a list of messages, not int",
-        "empty response: response_2",
-    ]
-    records, _, _ = prepare(generic({**columns, "label": "l"}), tmp_path)
-    assert [record.label for record in records] == [2]
-    records, _, _ = prepare(generic({"query": "p.-1.content", "answer": "l"}), tmp_path)
-    assert bare(records[0]) == ("q", "2", "", "")
-
-
-@pytest.mark.parametrize(
-    ("columns", "words"),
-    [
-        ({"query": "q", "response_1": "a"}, "pairs need response_2 too"),
-        ({"answer": "a"}, "questions need query too"),
-        ({"query": "q", "label": "l"}, "questions have no label; choose among id, query, answer"),
-        ({"query": "q", "response_1": "a", "response_2": "b", "answer": "c"}, "pairs have no answer"),
-    ],
-)
-def test_generic_says_which_fields_there_are(columns: dict[str, str], words: str):
-    with pytest.raises(RrmError, match=words):
-        get_source("generic").configure(columns)
-
-
-def test_pairs_that_teach_nothing_are_counted_apart(tmp_path: Path):
-    rows = [
-        pair("q", "same", "same"), pair(" \n", "a", "b"), pair("q", "", "b"), pair("q", "a", " "),
-        {"chosen": turns("q"), "rejected": turns("q", "r"), "source": "x"}, pair(), pair(), pair("q", "bad", "good"),
-    ]  # fmt: skip
-    records, tally, skipped = prepare(get_source("skywork-reward"), publish(tmp_path, "skywork-reward", rows))
-    assert [(record.response_1, record.response_2) for record in records] == [("good", "bad"), ("bad", "good")]
-    assert tally.skipped == {"identical responses": 1, "empty query": 1, "empty response": 3, "repeated": 1}
-    assert [row.row for row in skipped] == [1, 2, 3, 4, 5]
-    assert sum(tally.skipped.values()) + tally.kept == tally.read
-
-
-def test_ids_are_a_function_of_the_content_alone(tmp_path: Path):
-    rows = [pair(f"q{at}") for at in range(4)]
-    source = get_source("skywork-reward")
-    ids = {r.query: r.id for r in prepare(source, publish(tmp_path / "a", source.name, rows))[0]}
-    again = {r.query: r.id for r in prepare(source, publish(tmp_path / "b", source.name, rows[::-1]))[0]}
-    assert ids == again
-    assert len(set(ids.values())) == 4
-    # printf '\0\0\0\0\0\0\0\2q0\0\0\0\0\0\0\0\4good\0\0\0\0\0\0\0\3bad' | sha256sum
-    assert ids["q0"] == "skywork-reward/30073ebf99501826"
-
-
-def test_a_response_of_50_mb_is_kept(tmp_path: Path):
-    rows = [pair("a"), pair("b", "x" * 50_000_000), pair("c")]
-    records, tally, _ = prepare(get_source("skywork-reward"), publish(tmp_path, "skywork-reward", rows))
-    assert [len(record.response_1) for record in records] == [4, 50_000_000, 4]
-    assert tally.kept == 3
-
-
-def test_a_lone_surrogate_is_no_text(tmp_path: Path):
-    row = {"query": "\ud800", "response_1": "a", "response_2": "b"}
-    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({**row, "query": "\U0001f600"}) + "\n")
-    records, tally, skipped = prepare(get_source("generic"), tmp_path)
-    assert [record.query for record in records] == ["\U0001f600"]
-    assert "lone surrogate" in skipped[0].why
-    assert tally.skipped == {"malformed": 1}
-
-
-def test_a_limit_ends_the_reading(tmp_path: Path):
-    path = publish(tmp_path, "skywork-reward", [pair("")] + [pair(f"q{at}") for at in range(9)])
-    records, tally, _ = prepare(get_source("skywork-reward"), path, limit=3)
-    assert [record.query for record in records] == ["q0", "q1", "q2"]
-    assert tally.read == 4
-
-
-def test_memory_does_not_grow_with_the_rows(tmp_path: Path):
-    """10,000 rows of 2 KB, of which only ids may be held; JSON lines, whose memory is all Python's."""
-    with open(tmp_path / "a.jsonl", "w") as file:
-        for at in range(10_000):
-            row = {"query": f"q{at}", "response_1": "a" * 1_000, "response_2": "b" * 1_000}
-            file.write(json.dumps(row) + "\n")
-    source = get_source("generic")
-    tracemalloc.start()
-    kept = sum(1 for _ in Preparation(source, open_snapshot(tmp_path)))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert kept == 10_000
-    assert peak < 5_000_000  # the rows are 20 MB
-
-
-def test_a_new_source_is_one_module_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    package = tmp_path / "more"
-    package.mkdir()
-    (package / "my_set.py").write_text(
-        "from rrm_jax.data.records import Question\n"
-        "from rrm_jax.data.sources.base import Source, answer_of, text_of\n"
-        "SOURCE = Source(name='my-set', kind='questions', hub='me/my-set', revision='v1', licence='MIT', citation='',\n"
-        "    columns=('q', 'a'), parse=lambda row: Question('', text_of(row, 'q'), answer_of(row['a']), '', 'math'))\n"
-    )
-    monkeypatch.setattr(registry, "__path__", [*registry.__path__, str(package)])
-    monkeypatch.setattr(registry, "MODULES", (*registry.MODULES, "my_set"))
-    (tmp_path / "a.jsonl").write_text('{"q": "1 + 1", "a": 2}\n')
-    records, _, _ = prepare(get_source("my-set"), tmp_path / "a.jsonl")
-    assert [bare(record) for record in records] == [("1 + 1", "2", "my-set", "math")]
-
-
-def test_every_module_of_the_package_is_registered():
-    found = {path.stem for path in Path(registry.__path__[0]).glob("*.py")}
-    assert found - {"__init__", "base", "parts", "prepare"} == set(registry.MODULES)
-    for name, source in sources().items():
-        assert name == source.name
-        assert source.name == "generic" or (source.hub and source.licence and source.revision and source.citation)
-    with pytest.raises(RrmError, match=r"did you mean dapo-math\?"):
-        get_source("dapo")
-
-
-def test_wrong_columns_name_the_data_set(tmp_path: Path):
-    path = publish(tmp_path, "big-math", [])
-    with pytest.raises(RrmError, match=r"is not dapo-math \(BytedTsinghua-SIA/DAPO-Math-17k\)") as error:
-        prepare(get_source("dapo-math"), path)
-    assert "expected: prompt, reward_model\n  found: problem, answer, source" in str(error.value)
