@@ -162,4 +162,7 @@ class _Row:
     encode: Encode
 
     def __call__(self, row: int) -> Encoded:
-        return self.encode(self.rows[row])
+        # Between processes an array of bytes, where a list of integers would be pickled one by one.
+        encoded = self.encode(self.rows[row])
+        ids, turned = (np.asarray(each, np.uint32) for each in (encoded.ids, encoded.turned_ids))
+        return Encoded(ids, turned, encoded.truncated)
