@@ -1,10 +1,11 @@
 """What an installed package owes: one version, types, a light import, a module that runs."""
 
 import os
+import platform
 import re
 import subprocess
 import sys
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,16 @@ def test_the_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "rrm_jax", "rank", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "--strategy" in done.stdout
+
+
+def test_it_says_its_version():
+    done = subprocess.run([Path(sys.executable).with_name("rrm"), "--version"], capture_output=True, text=True)
+    assert done.returncode == 0
+    jax, python = re.escape(metadata.version("jax")), re.escape(platform.python_version())
+    assert re.fullmatch(
+        rf"rrm_jax {re.escape(rrm_jax.__version__)}( at [0-9a-f]{{40}}(-dirty)?)?, jax {jax}, Python {python}\n",
+        done.stdout,
+    )
 
 
 def test_the_list_of_verbs_begins_with_the_one_to_begin_with_and_no_line_is_cut():

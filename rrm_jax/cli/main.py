@@ -1,6 +1,7 @@
 """The `rrm` command. Verb modules import nothing heavy at their top, so that `rrm --help` is instant."""
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -38,11 +39,27 @@ _app = typer.Typer(
 )
 
 
+def _say_version(asked: bool) -> None:
+    if not asked:
+        return
+    from rrm_jax.provenance import code_facts
+
+    facts = code_facts()
+    versions = facts["versions"]
+    revision = f" at {facts['git_revision']}" if facts["git_revision"] else ""
+    print(f"rrm_jax {versions['rrm-jax']}{revision}, jax {versions['jax']}, Python {versions['python']}")
+    raise typer.Exit
+
+
 @_app.callback(
     epilog="Each says more with --help. Compiled programs are kept in ~/.cache/rrm_jax; RRM_COMPILATION_CACHE=off "
     "keeps none."
 )
-def _before_every_verb() -> None:
+def _before_every_verb(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version, and end.")
+    ] = False,
+) -> None:
     keep_compilations()
 
 
