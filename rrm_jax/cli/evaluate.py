@@ -14,7 +14,6 @@ from rrm_jax.cli.sampling_options import PromptOptions
 from rrm_jax.errors import RrmError
 
 if TYPE_CHECKING:
-    from rrm_jax.evaluation.benchmarks import Benchmark
     from rrm_jax.evaluation.eval_job import Job
     from rrm_jax.evaluation.eval_results import Evaluated
 
@@ -160,7 +159,11 @@ def command(
     judged = models.model is not None
     if verdict_file is not None and judged:
         raise RrmError("--verdict-file needs no judge: leave --model out")
-    check_options(benchmark_of(name), judging, answering, prompt, picking)
+    check_options(benchmark_of(name), judging, answering, prompt, picking, judged)
+    if verdicts is not None and not judged:
+        raise RrmError("--verdicts is of a model that judges, and none does here: give --model, or leave it out")
+    if judge is not None and verdict_file is None:
+        raise RrmError("--judge names one of a --verdict-file's judges; the model to judge with is --model")
     if data is None:
         loaded = Loaded(benchmark_of(name), (), {}, 0, {})
     else:
@@ -211,7 +214,7 @@ def _judge(
     order = order_of(benchmark, scoring.order, warn)
     invalid = "draw" if scoring.invalid == "0.5" else "random"
     picking = Picking(best.strategy, best.rating, best.budget, best.stop, invalid)
-    sizes = _sizes(best.curve, benchmark)
+    sizes = _sizes(best.curve)
     progress = Progress("comparisons", most_comparisons(job.loaded, picking, sizes))
     judge = open_judge(open_generator(models, progress), judging, order=order)
     return judge_benchmark(
@@ -220,11 +223,9 @@ def _judge(
     )  # fmt: skip
 
 
-def _sizes(curve: str | None, benchmark: "Benchmark") -> list[int]:
+def _sizes(curve: str | None) -> list[int]:
     if curve is None:
         return []
-    if benchmark.kind != "best-of-n":
-        raise RrmError("--curve is of best-of-N alone")
     parts = curve.split(",")
     if not all(part.strip().isdigit() and int(part) for part in parts):
         raise RrmError(f"--curve {curve!r} must be whole numbers from 1, separated by commas")

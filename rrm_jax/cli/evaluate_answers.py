@@ -54,14 +54,20 @@ class AnsweringOptions:
 
 
 def check_options(
-    benchmark: "Benchmark", judging: JudgeOptions, answering: AnsweringOptions, prompt: PromptOptions, picking: Any
-) -> None:
-    """RrmError for an option that says nothing of this benchmark."""
+    benchmark: "Benchmark", judging: JudgeOptions, answering: AnsweringOptions, prompt: PromptOptions, picking: Any,
+    judged: bool,
+) -> None:  # fmt: skip
+    """RrmError for an option that says nothing of this benchmark, or, where nothing is `judged`, of what is there."""
     answered = benchmark.kind == "answers"
     if answered:
         asked = ("of a model that judges", {**_changed(judging, _DRAWN), **_changed(picking)}, {"baseline"})
     else:
         asked = ("of a model that answers", _changed(prompt), {"n", "instruction"})
+    if not answered and benchmark.kind != "best-of-n" and (chosen := _changed(picking)):
+        raise RrmError(f"--{next(iter(chosen))} is of best-of-N alone, and {benchmark.name} has pairs; leave it out")
+    if not answered and not judged and (unused := {**_changed(judging, ("seed",)), **_changed(picking)}):
+        name = next(iter(unused)).replace("_", "-")
+        raise RrmError(f"--{name} is of a model that judges, and none does here: give --model, or leave it out")
     what, wrong, more = asked
     given = _changed(answering)
     if not (answered or benchmark.takes_answers):

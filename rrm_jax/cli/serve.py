@@ -48,6 +48,7 @@ def command(
         int,
         typer.Option(
             min=0,
+            max=256,
             help="/get_reward: rollouts of one prompt that make a group, from however many requests bring them "
             "(OpenRLHF sends each alone). 0: those of one request.",
         ),

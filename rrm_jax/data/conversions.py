@@ -209,7 +209,7 @@ def _right_and_wrong(record: Record, rest: Row) -> Iterator[tuple[Pair, Row]]:
 
 def _is_json(value: Any) -> bool:
     try:
-        json.dumps(value)
+        json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):  # of Parquet: dates, bytes and the like
         return False
     return True

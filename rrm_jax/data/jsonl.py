@@ -1,5 +1,6 @@
 """JSON lines: validated reading that survives bad rows, and append-only logs that survive being killed."""
 
+import codecs
 import contextlib
 import dataclasses
 import functools
@@ -73,7 +74,7 @@ class Reader[T]:
 def decode_row(line: bytes) -> dict[str, Any]:
     """A line's JSON object. Raises RowError."""
     try:
-        row = json.loads(line.decode("utf-8").rstrip("\r\n"))
+        row = json.loads(line.removeprefix(codecs.BOM_UTF8).decode("utf-8").rstrip("\r\n"))
     except UnicodeDecodeError as error:
         raise RowError(f"not UTF-8: {error}") from None
     except json.JSONDecodeError as error:  # of one line: the place in it suffices

@@ -13,12 +13,14 @@ Before the semicolon is what a row must have; an id may also be an integer. Verd
 
 judgments     `rrm judge` writes one a pair: id, winner (1, 2 or null), probability (that response_1 is the better one,
               or null), label and correct where the pair has a label, content (a SHA-256 of what was judged), and votes,
-              a list of {order ("12" or "21"), verdict (1, 2 or null, in the order shown), text, tokens, finish_reason
-              ("stop" or "length"), truncated_input, forced, probability}. `judging/judge.py`: Judgment.to_row
+              a list of {order ("12" or "21": how it was shown), verdict (1, 2 or null, of the pair in its own order),
+              text, tokens, finish_reason ("stop" or "length"), truncated_input, forced, probability}.
+              `judging/judge.py`: Judgment.to_row
 votes         the log beside it, and any verdict store, one a completion: key, settings, texts, vote, query, shown
-              (digests of what was shown, and the vote's number), then a vote's fields as above but for order. Before
-              the first vote of a judge stands {digest, settings}, what its votes depend on. `judging/store.py`;
-              `rrm data convert` makes ArrayRecord files of a store, and a store of them
+              (digests of what was shown, and the vote's number), then a vote's fields as above but for order, with
+              the verdict of what was shown first or second. Before the first vote of a judge stands {digest, settings},
+              what its votes depend on. `judging/store.py`; `rrm data convert` makes ArrayRecord files of a store, and
+              a store of them
 """
 
 import dataclasses

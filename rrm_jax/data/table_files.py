@@ -31,6 +31,7 @@ _ROWS_AT_A_TIME = 256
 _ROWS_THAT_SHOW_COLUMNS = 100
 _ARROW_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _JSON_CHUNK = 1 << 20
+_LONGEST_CELL = 1 << 30  # csv's own limit is 128 KiB, which a response can exceed
 
 
 class TableFile:
@@ -166,12 +167,14 @@ def _row_of(batch: "pa.RecordBatch", at: int) -> Row | RowError:
 
 
 class _Csv:
-    """The first row has the columns' names; every value is text. A row of another length cannot be used."""
+    """The first row has the columns' names; every value is text, but for the numbers of a column `label`. A row of
+    another length cannot be used."""
 
     def __init__(self, path: Path):
         self._path = path
 
     def _lines(self) -> Iterator[list[str]]:
+        csv.field_size_limit(_LONGEST_CELL)
         with open(self._path, encoding="utf-8-sig", newline="") as file:
             yield from csv.reader(file, strict=True)
 
@@ -188,7 +191,9 @@ class _Csv:
             if len(cells) != len(names):
                 yield number, RowError(f"{len(cells)} cells, not {len(names)} as in the first row")
                 continue
-            row = dict(zip(names, cells, strict=True))
+            row: Row = dict(zip(names, cells, strict=True))
+            if "label" in row:
+                row["label"] = {"": None, "1": 1, "2": 2}.get(row["label"], row["label"])
             yield number, row if columns is None else {name: row[name] for name in names if name in columns}
 
 
@@ -222,11 +227,11 @@ class _Json:
     def _values(self) -> Iterator[tuple[int, Any]]:
         """Lines that are not blank, as bytes, or the list's elements, parsed."""
         with self._open() as file:
-            head = file.read(1)
+            head = file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8) or file.read(1)
             while head.isspace():
                 head = file.read(1)
             file.seek(0)
-            if head == b"[":
+            if head.lstrip().startswith(b"["):
                 yield from enumerate(_elements(file, self._path), start=1)
             else:
                 yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
@@ -234,7 +239,7 @@ class _Json:
 
 def _elements(file: BinaryIO | gzip.GzipFile, path: Path) -> Iterator[Any]:
     """A JSON list's elements, without ever holding much more than one of them."""
-    decode, scan = codecs.getincrementaldecoder("utf-8")().decode, json.JSONDecoder().raw_decode
+    decode, scan = codecs.getincrementaldecoder("utf-8-sig")().decode, json.JSONDecoder().raw_decode
     text, at, count, chunk = "", 0, 0, _JSON_CHUNK
     opened = False
     while True:

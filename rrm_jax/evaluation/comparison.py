@@ -39,14 +39,16 @@ def read_line(spec: str, depth: int) -> tuple[list[Line], list[Line]]:
 
     `depth` is how many levels of scores are taken. Raises RrmError for a file that is no evaluation.
     """
-    name, given, out = spec.rpartition("=")
-    path = Path(out if out.endswith(".json") else f"{out}.json")
+    name, out = "", spec
+    if "=" in spec and not _json_of(spec).exists():  # a path may hold a "=" of its own
+        name, _, out = spec.partition("=")
+    path = _json_of(out)
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         benchmark, judges = str(facts["benchmark"]), facts["scores"]
         ours = []
         for judge, scores in judges.items():
-            label = name if given and len(judges) == 1 else " ".join(filter(None, (name or path.stem, judge)))
+            label = name if name and len(judges) == 1 else " ".join(filter(None, (name or path.stem, judge)))
             ours.append(Line(label, cells=_cells(benchmark, scores, depth)))
         taken = {column for line in ours for column in line.cells}
         published = [_published(benchmark, one, taken) for one in facts["published"]]
@@ -55,6 +57,10 @@ def read_line(spec: str, depth: int) -> tuple[list[Line], list[Line]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RrmError(f"{path} is not what rrm eval --out writes ({error!r})") from None
     return ours, [line for line in published if line.cells]
+
+
+def _json_of(out: str) -> Path:
+    return Path(out if out.endswith(".json") else f"{out}.json")
 
 
 def _cells(benchmark: str, scores: Sequence[dict[str, Any]], depth: int) -> dict[Column, Cell]:

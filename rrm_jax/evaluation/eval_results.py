@@ -64,7 +64,7 @@ class Evaluated:
             "scores": {judge: [score.to_row() for score in one] for judge, one in self.scores.items()},
             "curve": {size: [score.to_row() for score in one] for size, one in self.curve.items()},
             "against": None if self.against is None else str(self.against),
-            "differences": [dataclasses.asdict(one) for one in self.differences],
+            "differences": [one.to_row() for one in self.differences],
             "published": [dataclasses.asdict(one) for one in self.published],
         }  # fmt: skip
 

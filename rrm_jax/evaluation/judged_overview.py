@@ -6,7 +6,7 @@ from typing import Any
 from rrm_jax.data.jsonl import RowError
 from rrm_jax.data.overview import Lengths
 from rrm_jax.evaluation.ranking_report import position_line
-from rrm_jax.judging.summary import Summary
+from rrm_jax.judging.summary import Summary, in_both_orders
 
 
 class Judged:
@@ -23,11 +23,8 @@ class Judged:
     def add(self, row: dict[str, Any]) -> None:
         """A row as `rrm judge` writes it. Whether both orders were asked is seen from the orders of its votes."""
         votes = row["votes"]
-        both = bool(votes) and len(votes) % 2 == 0 and all(
-            vote["order"] == ("12", "21")[at % 2] for at, vote in enumerate(votes)
-        )  # fmt: skip
         self.rows += 1
-        self.summary.add(row, both_orders=both)
+        self.summary.add(row, both_orders=in_both_orders(votes))
         self.winners[row["winner"]] += 1
         for vote in votes:
             self.tokens.add(vote["tokens"])

@@ -14,6 +14,7 @@ from rrm_jax.errors import RrmError
 
 RESAMPLES = 2000
 _AT_ONCE = 1 << 22  # draws held in memory
+_NORMAL = 1.959964  # of a normal distribution 95 % are within so many standard deviations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ def paired_bootstrap(
     return Paired(bootstrap_interval(a - b, seed, resamples, level), better, worse, mcnemar_exact(better, worse))
 
 
-def wilson_interval(share: float, n: int, z: float = 1.959964) -> Interval:
+def wilson_interval(share: float, n: int, z: float = _NORMAL) -> Interval:
     """Wilson's interval of a share of `n`, of 95 % unless `z` says otherwise: for small n, and for shares of 0 or 1, of
     which a bootstrap can draw nothing else."""
     if n < 1:
@@ -111,32 +112,53 @@ def newcombe_interval(a: Interval, b: Interval) -> Interval:
     return Interval(difference, difference - below, difference + above, min(a.n, b.n))
 
 
-def over_seeds(found: Sequence[Interval]) -> Interval:
+def over_seeds(found: Sequence[Interval], same_items: bool = False) -> Interval:
     """The mean of several seeds' estimates, and the wider one of two 95 % intervals: Student's over the seeds, which
-    knows how training and sampling differ, and the normal one of all items together, which few seeds that agree by
-    chance cannot make too narrow. `n` is of all items. Seeds without an estimate are left out."""
+    knows how training and sampling differ, and the normal one of the items, which few seeds that agree by chance
+    cannot make too narrow. Seeds without an estimate are left out.
+
+    Items of several seeds are taken together, and `n` is of all; with `same_items` every seed had the same ones, of
+    which more seeds say no more: their mean width counts, and one seed's `n`."""
     known = [one for one in found if math.isfinite(one.estimate)]
     if len(known) < 2:
         return known[0] if known else found[0]
     values = np.array([one.estimate for one in known])
-    widths = np.nan_to_num([one.high - one.low for one in known])
-    items = float(np.sqrt(np.sum(widths**2))) / 2 / len(known)
-    half = max(_student(len(known) - 1) * _standard_error(values), items)
-    middle = float(values.mean())
-    return Interval(middle, middle - half, middle + half, sum(one.n for one in known))
+    half = max(_student(len(known) - 1) * _standard_error(values), _half_over_items(known, same_items))
+    middle, counted = float(values.mean()), [one.n for one in known]
+    return Interval(middle, middle - half, middle + half, max(counted) if same_items else sum(counted))
 
 
-def paired_over_seeds(found: Sequence[Paired]) -> Paired:
+def paired_over_seeds(found: Sequence[Paired], same_items: bool = False) -> Paired:
     """The same for differences. `p` is the larger one of a t-test's over the seeds' differences, and of the sign test's
-    over all items; the first alone where it was not counted who is better how often. One seed keeps its own."""
+    over all items (with `same_items`: over as many as are better or worse on average). Where it was not counted who is
+    better how often the normal interval of the items stands for the sign test. One seed keeps its own."""
     differences = [one.difference for one in found]
-    better, worse = sum(one.a_better for one in found), sum(one.b_better for one in found)
-    if len(found) == 1:
-        return found[0]
-    p = _t_test(np.array([one.estimate for one in differences]))
+    known = [one for one in differences if math.isfinite(one.estimate)]
+    if len(known) < 2:
+        return found[0] if not known else found[differences.index(known[0])]
+    shared = len(found) if same_items else 1
+    better, worse = (
+        round(sum(counts) / shared) for counts in ([x.a_better for x in found], [x.b_better for x in found])
+    )
+    values = np.array([one.estimate for one in known])
     if better + worse:
-        p = max(p, mcnemar_exact(better, worse))
-    return Paired(over_seeds(differences), better, worse, p)
+        p = mcnemar_exact(better, worse)
+    else:
+        p = _normal_test(float(values.mean()), _half_over_items(known, same_items))
+    return Paired(over_seeds(differences, same_items), better, worse, max(p, _t_test(values)))
+
+
+def _half_over_items(known: Sequence[Interval], same_items: bool) -> float:
+    """Half the width of the mean's interval, as far as items are concerned."""
+    widths = np.nan_to_num([one.high - one.low for one in known])
+    return float(widths.mean() if same_items else np.sqrt(np.sum(widths**2)) / len(known)) / 2
+
+
+def _normal_test(mean: float, half: float) -> float:
+    """Two-sided p of 0 where the 95 % interval is mean ± half."""
+    if half == 0:
+        return 1.0 if mean == 0 else 0.0
+    return math.erfc(abs(mean) * _NORMAL / half / math.sqrt(2))
 
 
 def _standard_error(values: np.ndarray) -> float:

@@ -1,8 +1,16 @@
 """What a file of judgments says: accuracy with its denominators, and the counts that belong beside it."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+
+def in_both_orders(votes: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a row's votes come in twos, in the order "12" and then "21", as `--order both` asks. Of few votes in
+    random orders chance makes such rows, too."""
+    return bool(votes) and len(votes) % 2 == 0 and all(
+        vote["order"] == ("12", "21")[at % 2] for at, vote in enumerate(votes)
+    )  # fmt: skip
 
 
 @dataclasses.dataclass

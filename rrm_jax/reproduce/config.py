@@ -43,7 +43,8 @@ class ReproduceConfig(Config):
     about: str
     """What was judged by whom, for the report's first paragraph."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    """Each is studied by itself, then all are pooled. With train, each also has its own data and judges."""
+    """Each is studied by itself, then all are pooled. With train, each also has its own data and judges; without it
+    they share their items, so that more seeds say more of the judges' sampling, and nothing more of the items."""
     train: Literal["quickstart"] | None = None
     """Train the judges first; without it they are where the studies' configurations say."""
     studies: dict[str, str] = Field(min_length=1)

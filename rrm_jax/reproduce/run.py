@@ -101,7 +101,7 @@ def _section(
     seeds = tuple(ran)
     if not seeds:
         return Section(name, None, (), missing)
-    found: Any = pool([one.found for one in ran.values()])
+    found: Any = pool([one.found for one in ran.values()], same_items=config.train is None)
     report = STUDIES[name].report(study, found, seeds)
     output = Path(config.output) / name
     output.mkdir(parents=True, exist_ok=True)

@@ -85,8 +85,11 @@ def _answer_errors(app: FastAPI) -> None:
         return HttpError(422, told, "invalid_body").response()
 
     async def refused(request: Request, error: HTTPException) -> Response:
-        told = f"{error.detail}: {request.method} {request.url.path}; /openapi.json lists what is served"
-        return HttpError(error.status_code, told, "not_served", dict(error.headers or {})).response()
+        told, code = str(error.detail), "invalid_body"
+        if error.status_code in (404, 405):
+            told += f": {request.method} {request.url.path}; /openapi.json lists what is served"
+            code = "not_served"
+        return HttpError(error.status_code, told, code, dict(error.headers or {})).response()
 
     async def left(_: Request, error: ClientGone) -> Response:
         return Response(status_code=499)  # nobody reads it

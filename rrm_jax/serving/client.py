@@ -4,10 +4,11 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 _BUSY = (429, 503)
+_MOST_GROUPS, _MOST_CHARACTERS = 256, 1 << 20  # of one request; JSON's escapes may make 6 bytes of a character
 
 
 class ServerError(RuntimeError):
@@ -32,8 +33,11 @@ class Client:
         return self.post("/rank", {"query": query, "responses": list(responses)} | how)
 
     def compare(self, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Rewards of groups, {query, responses} each, with opponents, votes, seed and thinks where they are wanted."""
-        return self.post("/compare", list(groups))
+        """Rewards of groups, {query, responses} each, with opponents, votes, seed and thinks where they are wanted.
+
+        Any number of groups, in as many requests as the server's limits ask for.
+        """
+        return [answer for some in _requests(groups) for answer in self.post("/compare", some)]
 
     def chat(self, messages: Sequence[dict[str, str]], model: str, **how: Any) -> dict[str, Any]:
         """The server's answer, JSON; `how` are further fields of the request, such as `temperature`."""
@@ -67,6 +71,20 @@ class Client:
                     raise ServerError(f"no answer from {self.url}{route}: {error}") from None
             time.sleep(min(30.0, 0.5 * 2 ** (self._tries - 1 - left)))
         raise AssertionError("tries must be 1 at least")
+
+
+def _requests(groups: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    some: list[dict[str, Any]] = []
+    size = 0
+    for group in groups:
+        more = len(group["query"]) + sum(map(len, group["responses"]))
+        if some and (len(some) == _MOST_GROUPS or size + more > _MOST_CHARACTERS):
+            yield some
+            some, size = [], 0
+        some.append(group)
+        size += more
+    if some:
+        yield some
 
 
 def _message(error: urllib.error.HTTPError) -> str:

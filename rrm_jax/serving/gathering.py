@@ -6,7 +6,8 @@ import dataclasses
 import re
 from collections.abc import Awaitable, Callable, Sequence
 
-from rrm_jax.serving.schemas import Group, RemoteRewardRequest
+from rrm_jax.errors import RrmError
+from rrm_jax.serving.schemas import MOST_RESPONSES, Group, RemoteRewardRequest
 
 Rewarded = tuple[float, float, float]
 """A rollout's reward, its rating, and the share of its group's comparisons that had no winner."""
@@ -15,7 +16,7 @@ _TURNS = re.compile(
     r"<\|im_start\|>user\n(?P<chatml>.*?)(?:<\|im_end\|>|$)|<[|｜]User[|｜]>(?P<r1>.*?)(?:<[|｜]Assistant[|｜]>|$)",
     re.S,
 )
-_END = re.compile(r"(?:<\|im_end\|>|<\|endoftext\|>|<[|｜]end▁of▁sentence[|｜]>|<\|end\|>|<\|eot_id\|>|\s)+$")
+_ENDS = ("<|im_end|>", "<|endoftext|>", "<|end▁of▁sentence|>", "<｜end▁of▁sentence｜>", "<|end|>", "<|eot_id|>")
 
 
 def question_of(prompt: str) -> str:
@@ -28,7 +29,13 @@ def response_of(text: str, prompt: str) -> str:
     """What was written after the prompt, without the tokens that ended it. A tokenizer may not give the prompt back to
     the letter: then it is looked for, and where it is not found the whole text is the response."""
     at = text.find(prompt)
-    return _END.sub("", text if at < 0 else text[at + len(prompt) :])
+    start, end = 0 if at < 0 else at + len(prompt), len(text)
+    while end > start:  # from the end, a step each: a rollout may be a million blanks
+        mark = next((mark for mark in _ENDS if text.endswith(mark, start, end)), None)
+        if mark is None and not text[end - 1].isspace():
+            break
+        end -= 1 if mark is None else len(mark)
+    return text[start:end]
 
 
 @dataclasses.dataclass
@@ -67,6 +74,8 @@ class Gathering:
         places: dict[str, list[int]] = collections.defaultdict(list)
         for at, prompt in enumerate(prompts):
             places[prompt].append(at)
+        if (most := max(map(len, places.values()))) > MOST_RESPONSES:
+            raise RrmError(f"{most} rollouts of one prompt; a group has {MOST_RESPONSES} at most")
         groups = [_group(prompt, [responses[at] for at in members], thinks) for prompt, members in places.items()]
         found: dict[int, Rewarded] = {}
         for members, answer in zip(places.values(), await self._play(groups), strict=True):

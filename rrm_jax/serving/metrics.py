@@ -50,5 +50,5 @@ class Metrics:
                 lines.append(f'rrm_verdicts_total{{verdict="{verdict}"}} {self._verdicts[verdict]}')
         for kind, values in (("counter", counters), ("gauge", gauges)):
             for name, value in values.items():
-                lines += [f"# TYPE rrm_{name} {kind}", f"rrm_{name} {value:g}"]
+                lines += [f"# TYPE rrm_{name} {kind}", f"rrm_{name} {value}"]
         return "\n".join(lines) + "\n"

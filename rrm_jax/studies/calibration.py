@@ -32,15 +32,17 @@ class Bin:
     right: Interval
 
     @classmethod
-    def pooled(cls, found: Sequence["Bin"]) -> "Bin":
-        """Of all their pairs together: a bin may hold hardly any of one seed."""
+    def pooled(cls, found: Sequence["Bin"], same_items: bool) -> "Bin":
+        """Of all their pairs together: a bin may hold hardly any of one seed. With `same_items` every seed had the
+        same pairs, and as many count as a bin has on average."""
         known = [one for one in found if one.right.n]
         if not known:
             return found[0]
         pairs = [one.right.n for one in known]
         right = float(np.average([one.right.estimate for one in known], weights=pairs))
         sure = float(np.average([one.sure for one in known], weights=pairs))
-        return cls(known[0].low, known[0].high, sure, wilson_interval(right, sum(pairs)))
+        counted = -(-sum(pairs) // len(found)) if same_items else sum(pairs)
+        return cls(known[0].low, known[0].high, sure, wilson_interval(right, counted))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -110,7 +110,7 @@ def brackets(seeds: Sequence[int], over: str) -> str:
         return f"In brackets: 95 % bootstrap intervals over {over}."
     return (
         f"Numbers are means over {len(seeds)} seeds, or sums of what is counted. In brackets: 95 % intervals, the "
-        f"wider one of Student's over the seeds and the one over all {over}."
+        f"wider one of Student's over the seeds and the one over the {over}."
     )
 
 
@@ -120,7 +120,7 @@ def tested(seeds: Sequence[int], over: str) -> str:
         return f"p: exact two-sided sign test on the same {over} (McNemar's)."
     return (
         f"p: the larger one of a t-test over the seeds' differences and of the exact sign test on the same {over} "
-        "(McNemar's), over all seeds."
+        f"(McNemar's), of all seeds, or of an average one where all have the same {over}."
     )
 
 

@@ -330,6 +330,10 @@ def test_what_cannot_be_asked_for(run, judgebench, tmp_path):
         (["best-of-n", "--data", judgebench, "--invalid", "0"], "missing"),
         (["judgebench", "--data", judgebench, "--groups", "art"], "no rows of art; its groups are livecodebench"),
         (["pandalm", "--verdict-file", judgebench], "give them as --data"),
+        (["judgebench", "--data", judgebench, "--strategy", "swiss"], "--strategy is of best-of-N alone"),
+        (["judgebench", "--data", judgebench, "--verdict-file", judgebench, "--votes", "3"], "none does here"),
+        (["judgebench", "--data", judgebench, "--verdict-file", judgebench, "--verdicts", "v"], "none does here"),
+        (["judgebench", "--data", judgebench, "--judge", "gpt"], "the model to judge with is --model"),
     ):
         result, _ = run(None, *options)
         assert isinstance(result.exception, RrmError), options

@@ -222,3 +222,8 @@ def test_a_whole_file_replaces_the_old_one_or_leaves_it(tmp_path):
     assert path.read_text(encoding="utf-8") == "new ü"
     with pytest.raises(RrmError, match=r"cannot write .*nowhere/report.json: No such file"):
         write_whole(tmp_path / "nowhere" / "report.json", "text")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(path):
+    path.write_bytes(b'\xef\xbb\xbf{"a":1}\n{"a":2}\n')
+    assert [row for _, row in Reader(path, lambda row: row)] == [{"a": 1}, {"a": 2}]

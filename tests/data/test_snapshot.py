@@ -246,3 +246,15 @@ def test_rows_that_cannot_be_read_come_in_their_place(tmp_path: Path):
     first, bad, last = (row for _, row in TableFile(tmp_path / "a.parquet").rows())
     assert (first, last) == ({"t": "a"}, {"t": "c"})
     assert isinstance(bad, RowError)
+
+
+@pytest.mark.parametrize(
+    ("write", "name"), [(lines, "a.jsonl"), (lines, "a.jsonl.gz"), (json_list, "a.json"), (lines, "b.json")]
+)
+def test_a_byte_order_mark_is_no_part_of_the_first_row(write, name: str, tmp_path: Path):
+    path = write(tmp_path / name, ROWS[:3])
+    whole = gzip.decompress(path.read_bytes()) if name.endswith(".gz") else path.read_bytes()
+    marked = b"\xef\xbb\xbf" + whole
+    path.write_bytes(gzip.compress(marked) if name.endswith(".gz") else marked)
+    assert [row for _, row in TableFile(path).rows()] == ROWS[:3]
+    assert TableFile(path).columns == ("q", "turns", "n")

@@ -35,7 +35,7 @@ def test_invalid_and_tied_games_count_as_told(pairs):
     assert accuracy(pairs, said, invalid="0").value == (20 + 5) / 40
     assert accuracy(pairs, said, invalid="0", ties="0").value == 20 / 40
     excluded = accuracy(pairs, said, invalid="exclude")
-    assert (excluded.value, excluded.items) == (25 / 30, 40)
+    assert (excluded.value, excluded.items, excluded.counts["no_winner"]) == (25 / 30, 30, 20)
     coins = [accuracy(pairs, said, invalid="random", ties="0", seed=seed).value * 40 - 20 for seed in range(40)]
     assert coins == [accuracy(pairs, said, invalid="random", ties="0", seed=s).value * 40 - 20 for s in range(40)]
     assert all(coin == int(coin) and 0 <= coin <= 10 for coin in coins)
@@ -144,3 +144,29 @@ def test_verdict_files_of_something_else(pairs, tmp_path):
     (tmp_path / "v.json").write_text("{", encoding="utf-8")
     with pytest.raises(RrmError, match="neither JSON nor JSON lines"):
         read_verdict_file(pairs.benchmark, pairs.items, tmp_path / "v.json")
+
+
+def test_what_is_left_out_makes_nothing_surer(pairs):
+    """5 of 5 by Wilson: 5 / (5 + 1.96²) = 56.6 % (Brown, Cai and DasGupta 2001), whatever else was invalid."""
+    said = {str(at): given(1 + at % 2) for at in range(5)} | {str(at): given(None) for at in range(5, 40)}
+    found = accuracy(pairs, said, samples=100, invalid="exclude")
+    assert (found.value, found.items, found.counts["invalid"]) == (1, 5, 35)
+    assert found.low == pytest.approx(0.5655, abs=1e-4)
+
+
+def test_a_file_of_rrm_judge_says_by_its_votes_whether_both_orders_were_asked(pairs, tmp_path):
+    def rows(*orders: str) -> list[dict]:
+        how = {"tokens": 3, "finish_reason": "stop", "truncated_input": False}
+        return [
+            {"id": item.id, "content": content_digest(Pair(item.id, item.query, *item.responses)),
+             "votes": [{"order": order, "verdict": 1, **how} for order in orders]}
+            for item in pairs.items
+        ]  # fmt: skip
+
+    asked = write_rows(tmp_path / "both.jsonl", rows("12", "21"))
+    (said,) = read_verdict_file(pairs.benchmark, pairs.items, asked).values()
+    found = score(pairs.benchmark, pairs.items, said, Policy(order="both"), samples=0)[0]
+    assert (found.value, found.counts["both_orders"], found.counts["consistent"]) == (0.5, 40, 40)
+    mixed = write_rows(tmp_path / "mixed.jsonl", rows("12", "21")[:-1] + rows("21", "12")[-1:])
+    (said,) = read_verdict_file(pairs.benchmark, pairs.items, mixed).values()
+    assert score(pairs.benchmark, pairs.items, said, Policy(), samples=0)[0].counts["both_orders"] == 0

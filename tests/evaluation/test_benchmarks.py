@@ -121,6 +121,28 @@ def test_pairs_of_any_layout(tmp_path):
     assert (item.responses, item.games[0].label) == (("x", "y"), 1)
 
 
+def test_rows_without_ids_in_several_files(tmp_path):
+    for shard in range(2):
+        rows = [{"prompt": f"q{shard}{at}", "chosen": "x", "rejected": "y"} for at in range(3)]
+        write_rows(tmp_path / f"train-0000{shard}-of-00002.jsonl", rows)
+    loaded = load("pairs", tmp_path)
+    assert [(item.id, item.query) for item in loaded.items] == [
+        (str(at), query) for at, query in enumerate(["q00", "q01", "q02", "q10", "q11", "q12"])
+    ]
+    assert loaded.skipped == 0
+
+
+def test_labels_and_long_texts_of_csv(tmp_path):
+    long = "b" * 200_000
+    (tmp_path / "pairs.csv").write_text(
+        f"id,query,response_1,response_2,label\nx,q,a,{long},1\ny,q,a,b,2\nz,q,a,b,\n", encoding="utf-8"
+    )
+    loaded = load("pairs", tmp_path / "pairs.csv")
+    assert [(item.id, item.games[0].label) for item in loaded.items] == [("x", 1), ("y", 2)]
+    assert loaded.items[0].responses == ("a", long)
+    assert loaded.skipped == 1
+
+
 # Bad input
 
 

@@ -104,3 +104,10 @@ def test_what_cannot_be_compared(outs, tmp_path):
     with pytest.raises(RrmError, match="not what rrm eval --out writes"):
         compare(tmp_path / "wrong")
     assert joined([Line("a"), Line("a")]) == [Line("a")]
+
+
+def test_a_path_may_hold_an_equals_sign(tmp_path):
+    (tmp_path / "lr=1").mkdir()
+    out = write(tmp_path / "lr=1" / "e", "bench", {"j": [score("Overall", 0.75)]})
+    assert [line.name for line in read_line(str(out), 1)[0]] == ["e j"]
+    assert [line.name for line in read_line(f"Mine={out}", 1)[0]] == ["Mine"]

@@ -189,6 +189,37 @@ def test_what_a_trainer_sends_is_read():
     assert response_of("p: ", "p: ") == ""
 
 
+def test_a_rollout_of_blanks_is_read_in_no_time():
+    """Quadratic time would be hours here."""
+    blanks = "\n" * 1_000_000
+    assert response_of(f"p{blanks}x{blanks}", "p") == f"{blanks}x"
+    assert response_of("p" + "a" + "<|im_end|>" * 100_000, "p") == "a"
+
+
+def test_a_batch_of_any_size_is_rewarded_in_requests_that_the_server_takes(monkeypatch):
+    asked: list[list[dict]] = []
+
+    def post(self, route, body):
+        asked.append(body)
+        return [{"rewards": [float(len(text)) for text in group["responses"]]} for group in body]
+
+    monkeypatch.setattr(client.Client, "post", post)
+    queries = [f"q{at // 2}" for at in range(1200)]
+    responses = ["x" * (at % 7) for at in range(1200)]
+    assert client.Client("http://x").rewards(queries, responses) == [float(at % 7) for at in range(1200)]
+    assert [len(body) for body in asked] == [256, 256, 88]
+    asked.clear()
+    client.Client("http://x").rewards(["a", "a", "b", "c"], ["x" * 700_000] * 4)
+    assert [len(body) for body in asked] == [1, 1, 1]
+
+
+def test_too_many_rollouts_of_one_prompt_are_the_askers_fault(url):
+    body = {"query": ["p"] * 300, "prompts": ["p"] * 300, "labels": [""] * 300}
+    answer = post(url, "/get_reward", body)
+    assert answer.status_code == 400
+    assert "300 rollouts of one prompt; a group has 256 at most" in answer.text
+
+
 def test_votes_are_drawn_once_however_often_they_are_asked_for(home, tmp_path):
     log = SharedLog(tmp_path / "votes.jsonl")
     engine = Engine(home.sampler())

@@ -10,6 +10,7 @@ import pytest
 
 from rrm_jax.sampling.protocol import Decoding, Request
 from rrm_jax.serving.engine import Engine
+from rrm_jax.serving.metrics import Metrics
 from tests.serving.common import NAME, PAIR, live, post, wait_until
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -205,6 +206,9 @@ def test_metrics_count_what_happened(url):
     assert float(lines['rrm_request_seconds_count{route="/judge"}']) >= 1
     assert float(lines["rrm_tokens_total"]) > 0
     assert lines["rrm_rows"] == "4"
+    text = Metrics().text({"share": 0.25}, {"tokens_total": 123_456_789})
+    assert "rrm_tokens_total 123456789\n" in text  # a counter that is rounded stands still, and leaps
+    assert "rrm_share 0.25\n" in text
 
 
 def test_many_askers_of_all_kinds_get_what_each_would_get_alone(url):

@@ -54,6 +54,34 @@ def test_p_over_seeds_is_the_larger_of_two():
     assert paired_over_seeds(alike).p == pytest.approx(0.0075378, abs=1e-7)
 
 
+def test_seeds_that_share_their_items_are_no_surer_of_them():
+    """By hand: half the mean width, one seed's n; of 7, 6 and 5 against 1 discordant items, 6 against 1 coins:
+    2 · (1 + 7) / 2^7 = 0.125."""
+    found = over_seeds([Interval(0.5, 0.4, 0.6, 100)] * 4, same_items=True)
+    assert (found.low, found.high, found.n) == (pytest.approx(0.4), pytest.approx(0.6), 100)
+    seeds = [Paired(Interval(0.05, -0.01, 0.11, 100), better, 1, 0.1) for better in (7, 6, 5)]
+    pooled = paired_over_seeds(seeds, same_items=True)
+    assert (pooled.p, pooled.a_better, pooled.b_better) == (0.125, 6, 1)
+    assert (pooled.difference.low, pooled.difference.high) == (pytest.approx(-0.01), pytest.approx(0.11))
+    first = Bin(0.5, 0.6, 0.5, wilson_interval(0.5, 10))
+    assert pool([first, first], same_items=True) == first
+
+
+def test_seeds_that_are_exactly_alike_are_not_sure_where_nothing_was_counted():
+    """The t-test alone would say 0: the items' interval of ± 0.12 has 0.02 · 1.96 / 0.12 = 0.3267 standard deviations,
+    and a normal distribution 0.7439 beyond them; two seeds of other items ± 0.12 / √2, 0.4620 and 0.6441."""
+    alike = [Paired(Interval(0.02, -0.1, 0.14, 50), 0, 0, math.nan)] * 2
+    assert paired_over_seeds(alike, same_items=True).p == pytest.approx(0.7439, abs=1e-4)
+    assert paired_over_seeds(alike).p == pytest.approx(0.6441, abs=1e-4)
+
+
+def test_a_seed_without_an_estimate_does_not_make_p_unknown():
+    nothing = Paired(Interval(math.nan, math.nan, math.nan, 0), 0, 0, math.nan)
+    some = [Paired(Interval(d, d - 0.1, d + 0.1, 10), 5, 1, 0.2) for d in (0.4, 0.5, 0.6)]
+    assert paired_over_seeds([nothing, *some]).p == paired_over_seeds(some).p
+    assert paired_over_seeds([nothing, some[0]]) == some[0]
+
+
 def test_newcombes_interval():
     """Newcombe (1998), table II, example (a), method 10: 56/70 − 48/80 is 0.2000 (0.0524 … 0.3339)."""
     found = newcombe_interval(wilson_interval(56 / 70, 70), wilson_interval(48 / 80, 80))

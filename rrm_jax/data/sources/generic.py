@@ -40,7 +40,9 @@ def configure(columns: dict[str, str]) -> Source:
             answer = answer_of(_at(row, columns["answer"])) if "answer" in columns else None
             return Question(optional("id"), query, answer, optional("source"), optional("verifier"))
         first, second = (_text(_at(row, columns[name]), name) for name in _PAIR[1:])
-        label = _at(row, columns["label"]) if "label" in columns else 1
+        label: Any = _at(row, columns["label"]) if "label" in columns else 1
+        if isinstance(label, str):  # of CSV, whose cells are text
+            label = {"1": 1, "2": 2}.get(label, label)
         return Pair(optional("id"), query, first, second, label, optional("source"))
 
     return dataclasses.replace(SOURCE, kind=kind, columns=needed, optional=(), parse=parse, configure=None)

@@ -96,11 +96,12 @@ def load(
     """
     benchmark = benchmark_of(name)
     items: dict[str, Item] = {}
-    skipped, first, files = 0, "", {}
+    skipped, first, files, before = 0, "", {}, 0
     for root, file, group in _files(benchmark, Path(path), split):
         files[file.name if root == file else str(file.relative_to(root))] = file
         parse = _parser(benchmark, file, seed)
-        for at, (number, row) in enumerate(TableFile(file).rows()):
+        at = before - 1
+        for at, (number, row) in enumerate(TableFile(file).rows(), start=before):
             try:
                 if isinstance(row, RowError):
                     raise row
@@ -117,6 +118,7 @@ def load(
                 report(message)
                 continue
             items[item.id] = item
+        before = 0 if group else at + 1  # rows of one data set in several files are numbered on
     if not items:
         raise RrmError(
             f"{path} holds no usable row of {name}" + (f" ({skipped} skipped); the first: {first}" if first else "")

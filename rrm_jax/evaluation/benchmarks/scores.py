@@ -62,6 +62,8 @@ class Node:
     """It is a share of items, or of what is counted of them."""
     where: int | None = None
     """Which number of a row is above 0 where the item belongs to it; None: all of the groups' items do."""
+    below: int | None = None
+    """Which number of a row is above 0 where the item is counted; None: all that belong to it are."""
 
     def members(self, table: "Table") -> dict[str, np.ndarray]:
         """By group: whether each item belongs to it, [n]."""
@@ -70,11 +72,18 @@ class Node:
             return {group: np.ones(len(rows), bool) for group, rows in values.items()}
         return {group: rows[:, self.where] > 0 for group, rows in values.items()}
 
+    def counted(self, table: "Table") -> int:
+        """How many of its items count: those of which the policy has made something."""
+        where = self.where if self.below is None else self.below
+        if where is None:
+            return sum(len(table.values[group]) for group in self.groups)
+        return sum(int(np.sum(table.values[group][:, where] > 0)) for group in self.groups)
+
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A value from 0 to 1 (nan: no item counts), its 95 % interval (None: of one published number), `items` it is of,
-    and the sums of their COUNTS."""
+    """A value from 0 to 1 (nan: no item counts), its 95 % interval (None: of one published number), `items` that count,
+    and the sums of the COUNTS of all, those among them that the policy leaves out."""
 
     name: str
     value: float
@@ -113,7 +122,7 @@ def ratio(
         return divide(total[..., above], total[..., below])
 
     by_item, where = (above, below) == (0, 1), below if marked else None
-    return Node(name, tuple(groups), of, parts, by_item, share=True, where=where)
+    return Node(name, tuple(groups), of, parts, by_item, share=True, where=where, below=below)
 
 
 def mean(name: str, parts: Sequence[Node], weights: Sequence[float] | None = None, show: bool = True) -> Node:
@@ -141,7 +150,7 @@ def evaluate(table: Table, nodes: Sequence[Node], samples: int = 2000, seed: int
         members = node.members(table)
         counted = (table.counts[group][there].sum(axis=0) for group, there in members.items())
         named = dict(zip(COUNTS, sum(counted, np.zeros(len(COUNTS))).tolist(), strict=True))
-        items = sum(int(there.sum()) for there in members.values())
+        items = node.counted(table)
         value, low, high = float(node.of(sums)), None, None
         if samples:
             low, high = interval(node.of(drawn))
@@ -198,6 +207,11 @@ class Difference:
     only_first: int | None = None
     only_second: int | None = None
     mcnemar: float | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        """For JSON, in which there is no nan."""
+        row = dataclasses.asdict(self)
+        return row | {name: None for name in ("first", "second") if math.isnan(row[name])}
 
 
 def differences(

@@ -16,6 +16,7 @@ from rrm_jax.evaluation.benchmarks.harness import pair_of
 from rrm_jax.evaluation.benchmarks.scores import COUNTS, Score, Table, evaluate
 from rrm_jax.judging.judge import content_digest
 from rrm_jax.judging.store import digest
+from rrm_jax.judging.summary import in_both_orders
 
 
 def scores_of_subsets(benchmark: Benchmark, content: Any) -> dict[str, tuple[Score, ...]] | None:
@@ -132,6 +133,8 @@ def verdicts_of_rows(
     """Items whose games are all among the judged rows. Raises RowError for rows of other texts or another benchmark."""
     by_name = {item.name_of(game): pair_of(item, game) for item in items for game in item.games}
     said: dict[str, tuple[Ballot, ...]] = {}
+    # `rrm judge` does not write how it asked; a pair or two of random orders may look as if both had been asked.
+    both = all(in_both_orders(row["votes"]) for row in rows if "order" not in row)
     for number, row in enumerate(rows, start=1):
         name = row.get("id")
         if row.get("benchmark", benchmark.name) != benchmark.name:
@@ -140,7 +143,7 @@ def verdicts_of_rows(
             continue
         if row["content"] != content_digest(by_name[name]):
             raise RowError(f"row {number}: {name!r} was judged on other texts than this data's")
-        said[name] = ballots_of(row["votes"], row.get("order") == "both")
+        said[name] = ballots_of(row["votes"], row["order"] == "both" if "order" in row else both)
         if any(ballot.verdict not in (0, 1, 2, None) or ballot.order not in ("12", "21") for ballot in said[name]):
             raise RowError(f"row {number}: a verdict must be 1, 2 or null, and an order 12 or 21")
     found: dict[str, Judged] = {}
