@@ -15,7 +15,9 @@ from rrm_jax.errors import RrmError, did_you_mean
 class Config(BaseModel):
     """Base of every config section: immutable; unknown keys are errors; field docstrings are their help."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 def find_config(name: str) -> Path:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import multiprocessing.connection
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -54,6 +55,10 @@ class _WithParent[T]:
         self.__dict__.update(state)
         parent = multiprocessing.parent_process()
         if parent is not None:
+            # Of a terminal's Ctrl-C, or a signal to the whole group, the parent decides: it may have work to save.
+            with contextlib.suppress(ValueError):  # not in a process's main thread
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 
 

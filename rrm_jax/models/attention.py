@@ -142,7 +142,8 @@ def attend(
 
         out = attend(
             grow(q_BTHN, 1), grow(k_BKSN, 2), grow(v_BKSN, 2), grow(q_positions_BT, 1), grow(kv_positions_BS, 1),
-            grow(q_segments_BT, 1), grow(kv_segments_BS, 1), window, backend=backend, spec=spec,
+            grow(q_segments_BT, 1), grow(kv_segments_BS, 1), window,
+            q_prefixes_BT=None if q_prefixes_BT is None else grow(q_prefixes_BT, 1), backend=backend, spec=spec,
         )  # fmt: skip
         return out[:, :-short]
     with jax.named_scope(f"attend_{backend}"):

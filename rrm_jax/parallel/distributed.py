@@ -8,6 +8,7 @@ to us is here: when to join, and how a process that fails by itself ends without
 import contextlib
 import itertools
 import json
+import math
 import os
 import re
 import socket
@@ -197,19 +198,26 @@ def decide(name: str, mine: Any, judge: Callable[[list[Any]], Any]) -> Any:
     """
     key = f"rrm/{next(_calls)}/{name}"
     _client().key_value_set(f"{key}/{_rank()}", json.dumps(mine))
-    return from_first(name, lambda: judge([json.loads(_get(f"{key}/{rank}")) for rank in range(processes())]))
+
+    def all_said() -> list[Any]:
+        return [json.loads(_get(f"{key}/{rank}", JOIN_SECONDS)) for rank in range(processes())]
+
+    return from_first(name, lambda: judge(all_said()))
 
 
 def from_first(name: str, make: Callable[[], Any]) -> Any:
-    """What `make` returns on process 0, on every process; JSON. All processes must come here."""
+    """What `make` returns on process 0, on every process; JSON. All processes must come here.
+
+    `make` may take as long as it likes: where process 0 is lost or fails, the others hear of it.
+    """
     key = f"rrm/{next(_calls)}/{name}/from_first"
     if is_first():
         _client().key_value_set(key, json.dumps(make()))
-    return json.loads(_get(key))
+    return json.loads(_get(key, math.inf))
 
 
-def _get(key: str) -> str:
-    deadline = time.monotonic() + JOIN_SECONDS
+def _get(key: str, seconds: float) -> str:
+    deadline = time.monotonic() + seconds
     while True:
         try:
             return _client().blocking_key_value_get(key, 1000)
@@ -220,7 +228,7 @@ def _get(key: str) -> str:
         if failed:
             raise _PeerFailed(failed[0][1])
         if time.monotonic() > deadline:
-            raise RrmError(f"waited {JOIN_SECONDS} s for another process ({key}); its log says what it does")
+            raise RrmError(f"waited {seconds:.0f} s for another process ({key}); its log says what it does")
 
 
 # JAX's client of the coordinator's store has no public name yet; Orbax and JAX's own multihost_utils use this one.

@@ -23,11 +23,6 @@ def chunk_size(remaining: int) -> int:
     return max(size for size in _CHUNKS if size <= remaining)
 
 
-def attended(end: int) -> int:
-    """Columns that a later chunk attends to, to hold `end`."""
-    return bucket(end, 128)
-
-
 def coarse_bucket(size: int, smallest: int = 1, ratio: int = 2) -> int:
     """The least of smallest, smallest × ratio, smallest × ratio², … that holds `size`."""
     found = smallest

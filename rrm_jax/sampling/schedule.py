@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rrm_jax.sampling.buckets import attended, bucket, chunk_size, coarse_bucket
+from rrm_jax.sampling.buckets import bucket, chunk_size, coarse_bucket
 from rrm_jax.sampling.protocol import Request
 
 Key = tuple[int, ...]
 
 _LEAST_SHARED = 16  # a shorter common head costs more to look after than to compute
 _LOOKED_AT = 64  # prompts in the queue, when one is chosen
+_SMALL_CHUNK = 256  # tokens, of which empty ones cost less than another pass over the weights
 
 
 @dataclasses.dataclass(eq=False)
@@ -67,8 +68,9 @@ class Chunk(NamedTuple):
 class Schedule:
     """`share_heads(a, b)` says whether prompts of these lengths may share the keys and values of a common head.
 
-    `coarse`, so that what anybody may ask for at any time has few shapes to compile: there are as many places for
-    prompts as rows, and the numbers of prompts prefilled together, and of rows for one, are powers of four.
+    So that little is compiled, the numbers of prompts that are prefilled together are powers of four, and what later
+    chunks attend to powers of two. `coarse`, so that what anybody may ask for at any time has even fewer shapes: there
+    are as many places for prompts as rows, and the numbers of rows for one are powers of four.
     """
 
     def __init__(self, batch: int, ways: int, prefill_tokens: int, share_heads=lambda a, b: True, coarse: bool = False):
@@ -360,9 +362,10 @@ class Schedule:
             part = chosen[self._part_of_prompt(at)]
             if self._kind(at) == (columns, later) and len(part) < most:
                 part.append(at)
-        holds = coarse_bucket(wanted := max(map(len, chosen)), ratio=4 if self._coarse else 2)
+        holds = coarse_bucket(wanted := max(map(len, chosen)), ratio=4)
         each = min(holds, most)
-        if self._coarse and 4 * wanted < 3 * each:  # rather the others with the next chunk than a third of it empty
+        # Rather the others with the next chunk than a third of a large one empty.
+        if each * columns > _SMALL_CHUNK and 4 * wanted < 3 * each:
             each = holds // 4
             chosen = [part[:each] for part in chosen]
         return self._chunk(chosen, each, columns, later)
@@ -393,7 +396,7 @@ class Schedule:
                     resident.donor = None
                 resident.filled += size
                 real += size
-        limit = 0 if not later else coarse_bucket(end, 128) if self._coarse else attended(end)
+        limit = coarse_bucket(end, 128) if later else 0
         return Chunk(
             tokens.reshape(-1, columns), source, target, start.ravel(), count.ravel(), total.ravel(), limit, real
         )

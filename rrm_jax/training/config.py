@@ -147,7 +147,8 @@ class GRPOConfig(Config):
     importance_cap: float | None = Field(None, gt=0)
     """Weigh tokens by π_trainer / π_sampler of the sampling policy, this at most; None: by 1."""
     dynamic_sampling: bool = False
-    """Replace groups whose rewards are all equal by new prompts until there are `prompts_per_step` others."""
+    """Replace groups whose answers earned the same, before what `reward` adds or takes off, by new prompts until there
+    are `prompts_per_step` others."""
     dynamic_draws: int = Field(8, ge=1)
     """Draws a step at most; what is missing then is filled with groups of equal rewards, and counted."""
     offload_reference: bool = False
@@ -279,7 +280,7 @@ class TrainConfig(Config):
     method: Literal["grpo", "supervised", "dpo"] = "grpo"
     output: str
     """The run's directory; must not exist, or be resumed."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**32 - 1)
     steps: int = Field(ge=1)
     model: ModelConfig
     mesh: MeshConfig = MeshConfig()

@@ -50,7 +50,7 @@ def judge_held_out(run: Run, pairs: Sequence[Pair]) -> dict[str, float]:
         seed=config.seed,
         order="both",
         thinking=config.judge.thinking,
-        max_prompt_tokens=config.judge.max_prompt_tokens,
+        max_prompt_tokens=run.max_prompt_tokens,
     )
     judgments = []
     for judgment in judge.judge(pairs):

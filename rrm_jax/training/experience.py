@@ -34,6 +34,7 @@ class Experience:
         self._ahead: Future[tuple[list[Group], dict[str, float], int, int]] | None = None
         self._thread = ThreadPoolExecutor(1, "sample") if config.rollout.asynchronous else None
         self._directory = directory / "pending"
+        self.drawn_ahead = False  # whether the rollouts that `next` gave last were
 
     def next(self, step: int) -> Rollouts:
         """This step's rollouts; with `asynchronous`, the next step's are then begun. Raises what sampling raised."""
@@ -41,6 +42,7 @@ class Experience:
             sampler, version = self._learner.sampler(), self._learner.version
             groups, extra, self.position, version = self._draw(step, self.position, sampler, version, self._finished)
         else:
+            self.drawn_ahead = self._ahead is not None
             groups, extra, self.position, version = (self._ahead or self._begin(step)).result()
             self._ahead = self._begin(step + 1) if step < self._config.steps else None
         return assemble(groups, self._config, version, **extra, **self._task.metrics(groups))
@@ -94,9 +96,10 @@ class Experience:
                 if int(old.stem) < step - self._config.checkpoint.every * (self._config.checkpoint.keep + 1):
                     old.unlink()
 
-    def restore(self, step: int) -> None:
-        """Takes up the rollouts that `save` wrote after `step`, but for before a run's first and after its last."""
-        if self._thread is None or not 0 < step < self._config.steps:
+    def restore(self, step: int, ended: bool) -> None:
+        """Takes up the rollouts that `save` wrote after `step`, but for before a run's first and after its last; the
+        run `ended` with that step, if it has more steps now."""
+        if self._thread is None or ended or not 0 < step < self._config.steps:
             return
         path = self._directory / f"{step}.json"
         try:
@@ -125,13 +128,13 @@ def ask_of(config: TrainConfig, task: Task, stop_ids: tuple[int, ...]) -> Ask:
     return Ask(task.read, decoding, rollout.group_size, config.seed)
 
 
-def check_version(rollouts: Rollouts, learner: Learner, config: TrainConfig, step: int) -> float:
-    """How many training steps older the policy that sampled is: 0, or, asynchronous, 1 from the second step on.
+def check_version(rollouts: Rollouts, learner: Learner, config: TrainConfig, step: int, drawn_ahead: bool) -> float:
+    """How many training steps older the policy that sampled is: 0, or 1 where it was `drawn_ahead`.
 
     Raises RuntimeError for any other: rollouts of a policy that the trainer does not know of are a bug, never data.
     """
     late = learner.version - rollouts.version
-    allowed = config.updates_per_step if config.rollout.asynchronous and step > 1 else 0
+    allowed = config.updates_per_step if drawn_ahead else 0
     if late != allowed:
         raise RuntimeError(f"step {step} got rollouts of version {rollouts.version}, the policy is {learner.version}")
     return late / config.updates_per_step

@@ -60,13 +60,13 @@ def train_grpo(config: TrainConfig, resume: bool, report: Report) -> Path:
         ask = ask_of(config, task, run.tokenizer.stop_ids)
         source = Experience(config, learner, ask, task, run.directory, position, finished)
         with contextlib.closing(source):
-            source.restore(run.first_step - 1)
+            source.restore(run.first_step - 1, bool(run.meta.get("ended")))
             evaluator.catch_up(run.first_step - 1)
             for step in run.steps():
                 progress.begin(step)
                 with run.phase("sample"):
                     rollouts = source.next(step)
-                late = check_version(rollouts, learner, config, step)
+                late = check_version(rollouts, learner, config, step, source.drawn_ahead)
                 run.check_stop()
                 with run.phase("score"):
                     frozen = reference.scores(score, rollouts.examples) if reference is not None else None
@@ -87,7 +87,8 @@ def train_grpo(config: TrainConfig, resume: bool, report: Report) -> Path:
                 run.metrics.write("train", step, values | seconds, _SHOWN)
                 # What is sampled in advance is saved with a step; else nothing stands in the way of stopping early.
                 pending = functools.partial(source.save, step) if config.rollout.asynchronous else None
-                run.finish_step(step, before_saving=pending, position=source.position)
+                ended = {"ended": step == config.steps} if config.rollout.asynchronous else {}
+                run.finish_step(step, before_saving=pending, position=source.position, **ended)
                 if evaluator.due(step):
                     source.wait()
                     evaluator.evaluate(step)

@@ -33,7 +33,8 @@ class JudgeTask:
     def begin(self, run: Run) -> None:
         """As `Task` has it."""
         assert run.template is not None
-        self._tokenizer, self._encode = run.tokenizer, encode_of(self._config, run.tokenizer, run.template)
+        self._tokenizer = run.tokenizer
+        self._encode = encode_of(self._config, run.tokenizer, run.template, run.max_prompt_tokens)
         if self._parts is not None:
             self._feed = open_feed(self._config, self._parts, self._encode)
         if self._held_out:

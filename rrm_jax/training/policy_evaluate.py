@@ -33,7 +33,8 @@ def verified(jobs: Sequence[Job], pool: VerifierPool) -> list[bool | None]:
 
 def solve_held_out(run: Run, questions: Sequence[Question], pool: VerifierPool) -> dict[str, float]:
     """One response a question, verified: `accuracy` is the share of right ones among all whose answer is known."""
-    config, policy = run.config, run.config.policy
+    config = run.config
+    policy = config.policy.model_copy(update={"max_prompt_tokens": run.max_prompt_tokens})
     decoding = Decoding(
         config.eval.temperature, max_new_tokens=config.rollout.max_new_tokens, stop_ids=run.tokenizer.stop_ids
     )

@@ -1,16 +1,19 @@
 """The judge that rewards a policy: its weights where rollouts are drawn, in turn with the policy's, or at a server."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rrm_jax.checkpoints.assets import JUDGE_TEMPLATE
+from rrm_jax.checkpoints.assets import JUDGE_TEMPLATE, read_json
 from rrm_jax.checkpoints.load import load_model
 from rrm_jax.checkpoints.sources import open_source
 from rrm_jax.data.tokenizer import Tokenizer
+from rrm_jax.data.whole_files import write_whole
+from rrm_jax.errors import RrmError
 from rrm_jax.judging.judge import Judge
 from rrm_jax.judging.template import as_trained, check_chat, check_template
 from rrm_jax.parallel.offload import to_device, to_host
@@ -20,6 +23,8 @@ from rrm_jax.sampling.remote import RemoteGenerator
 from rrm_jax.sampling.sampler import position_limit
 from rrm_jax.training.policy_config import TournamentJudgeConfig
 from rrm_jax.training.run import Report, Run
+
+JUDGE = "judge.json"
 
 
 class PolicyJudge:
@@ -33,8 +38,15 @@ class PolicyJudge:
         template, thinking = as_trained(own, source.facts, settings.template, settings.thinking)
         if warning := check_template(template, source.facts, [str(source.path)], thinking):
             report(f"warning: {warning}")
+        room = position_limit(source.config) - settings.max_new_tokens
+        if room < 1:
+            raise RrmError(
+                f"policy.judge.max_new_tokens={settings.max_new_tokens} leaves no room for a prompt: {settings.model} "
+                f"has {position_limit(source.config)} positions; give fewer"
+            )
         tokenizer = Tokenizer.load(source.assets)
         identity = settings.backend_model or f"{source.fingerprint()} in {run.config.model.compute_dtype}"
+        _keep_same(run, {"model": identity, "template": template.sha256, "prefix": template.prefix(thinking)})
         decoding = Decoding(settings.temperature, max_new_tokens=settings.max_new_tokens)
         self._weights: _Weights | None = None
         generator: Generator
@@ -53,7 +65,6 @@ class PolicyJudge:
             if settings.backend_api == "chat" and (warning := check_chat(tokenizer, template.prefix(thinking))):
                 report(f"warning: {warning} (policy.judge.backend_api=completions)")
             generator = remote
-        room = position_limit(source.config) - settings.max_new_tokens
         self._judge = Judge(
             generator,
             tokenizer,
@@ -80,6 +91,20 @@ class PolicyJudge:
             return
         with self._weights.in_use():
             yield self._judge
+
+
+def _keep_same(run: Run, asked: dict[str, str]) -> None:
+    """Writes who judges and how it is asked to RUN/judge.json; RrmError where the run began with another."""
+    path = run.directory / JUDGE
+    if not path.exists():
+        run.on_one_process(lambda: write_whole(path, json.dumps(asked, indent=2) + "\n"))
+        return
+    began = read_json(path)
+    if different := [name for name in asked if began.get(name) != asked[name]]:
+        raise RrmError(
+            f"cannot resume {run.directory} with another judge: its {' and '.join(different)} differ from {path}; put "
+            "that back, or train anew with another output="
+        )
 
 
 class _Weights:

@@ -53,6 +53,8 @@ class PolicyTask:
     def begin(self, run: Run) -> None:
         """As `Task` has it; opens the judge where tournaments reward."""
         self._tokenizer = run.tokenizer
+        if self._config.method == "grpo":
+            self._policy = self._policy.model_copy(update={"max_prompt_tokens": run.max_prompt_tokens})
         self._pool = self._opened.enter_context(VerifierPool())
         if self._held_out:
             self.scores = functools.partial(solve_held_out, run, self._held_out, self._pool)

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from rrm_jax.checkpoints.assets import read_json
+from rrm_jax.checkpoints.assets import JUDGE_TEMPLATE, read_json
 from rrm_jax.checkpoints.run_files import CONFIG_YAML, read_settings
 from rrm_jax.data.whole_files import write_whole
 from rrm_jax.errors import RrmError
+from rrm_jax.judging.template import Template, load_template
 from rrm_jax.provenance import fingerprint, provenance
-from rrm_jax.training.config import TrainConfig
+from rrm_jax.training.config import JudgeConfig, TrainConfig
 from rrm_jax.training.training_data import data_files
 
 PROVENANCE = "run.json"
@@ -19,6 +21,13 @@ MAY_CHANGE = (
     # Where it runs and what it keeps, writes and looks at: every step stays the same, up to the order of sums.
     "output",
     "model.path",  # the fingerprint says whether it is the same model
+    "judge.template",  # its content says whether it is the same
+    "policy.judge.model",  # these two likewise, see policy_judge.py
+    "policy.judge.template",
+    "policy.judge.backend",
+    "policy.judge.concurrency",
+    "policy.judge.batch_size",
+    "policy.judge.idle",
     "mesh.",
     "pack.",
     "rollout.batch_size",
@@ -50,7 +59,7 @@ def check_resumed(directory: Path, config: TrainConfig) -> dict[str, list[Any]]:
     Raises RrmError where one may not, and where a data file is not the one that the run began with, by its SHA-256;
     the same file may have moved.
     """
-    before, now = flat(read_settings(directory)), flat(config.model_dump(mode="json"))
+    before, now = flat(_completed(read_settings(directory))), flat(config.model_dump(mode="json"))
     changed = {key: [before.get(key), now.get(key)] for key in {**before, **now} if before.get(key) != now.get(key)}
     inputs, files = read_json(directory / PROVENANCE).get("inputs", {}), data_files(config)
     # Files may have moved; how many there are for what, and their shares, stay.
@@ -67,6 +76,27 @@ def check_resumed(directory: Path, config: TrainConfig) -> dict[str, list[Any]]:
                 f"({inputs[name]['path']}); put that back, or train anew with another output="
             )
     return changed
+
+
+def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """With the defaults of settings that the version which began the run did not have."""
+    try:
+        return TrainConfig.model_validate(settings).model_dump(mode="json")
+    except ValidationError:
+        return settings
+
+
+def check_same_template(directory: Path, template: Template, judge: JudgeConfig) -> None:
+    """RrmError where the judge's prompt is not the one that the run in `directory` began with."""
+    own = directory / "assets" / JUDGE_TEMPLATE
+    if not own.is_file():
+        return
+    began, thinking = load_template(own), judge.thinking
+    if (began.sha256, began.prefix(thinking)) != (template.sha256, template.prefix(thinking)):
+        raise RrmError(
+            f"cannot resume {directory} with another prompt: judge.template={judge.template} is not what it began "
+            f"with; give judge.template={own}, or train anew with another output="
+        )
 
 
 def record_resumed(directory: Path, config: TrainConfig, step: int, changed: dict[str, list[Any]]) -> None:

@@ -132,7 +132,9 @@ class Rollouts:
 
 
 def informative(groups: Sequence[Group], orders: int = 1) -> np.ndarray:
-    """Whose samples did not all earn the same, bool [P]; of `orders` prompts of one row after another, any of them."""
+    """Whose samples did not all earn the same from the task, bool [P]; of `orders` prompts of one row after another,
+    any of them. Penalties do not make a group informative: with one for the length every group would be (DAPO,
+    2503.14476, asks whether some are right and some are not)."""
     reward_PG = np.array([group.rewards for group in groups])
     differ_P = reward_PG.max(-1) > reward_PG.min(-1)
     return np.repeat(differ_P.reshape(-1, orders).any(-1), orders)

@@ -32,14 +32,21 @@ from rrm_jax.data.whole_files import write_whole
 from rrm_jax.errors import RrmError
 from rrm_jax.judging.template import Template, check_template, load_template, to_toml
 from rrm_jax.provenance import write_provenance
+from rrm_jax.sampling.sampler import position_limit
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.learner import Learner
 from rrm_jax.training.metrics import Metrics, import_wandb, keep_until
 from rrm_jax.training.policy_prompt import prompt_facts
 from rrm_jax.training.profiling import Compilations, Trace
-from rrm_jax.training.resuming import PROVENANCE, check_resumed, record_resumed, write_settings
+from rrm_jax.training.resuming import (
+    PROVENANCE,
+    check_resumed,
+    check_same_template,
+    record_resumed,
+    write_settings,
+)
 from rrm_jax.training.stopping import Stopped, StopSignals
-from rrm_jax.training.training_data import data_files
+from rrm_jax.training.training_data import data_files, prompt_room
 
 Report = Callable[[str], None]
 
@@ -67,11 +74,14 @@ class Run:
         self.template: Template | None = load_template(config.judge.template) if config.task == "judge" else None
         if self.template is not None:
             self._check_template(self.template, source)
+            if resume:
+                check_same_template(self.directory, self.template, config.judge)
         self.tokenizer = Tokenizer.load(source.assets)
+        self.max_prompt_tokens = prompt_room(config, position_limit(source.config), report)
         self.learner = Learner(config)
         report(str(self.learner.attention))
         if not resume:  # nothing is written before all that can be known to be wrong has been looked at
-            self._on_one_process(self._write_directory)
+            self.on_one_process(self._write_directory)
         checkpoint = config.checkpoint
         self.checkpoints = TrainingCheckpoints(self.directory / "checkpoints", checkpoint.keep, checkpoint.best)
         with ExitStack() as opened:
@@ -106,11 +116,11 @@ class Run:
         self.first_step = self._finished + 1
         self._check_room()
         if resume:
-            self._on_one_process(lambda: record_resumed(self.directory, self.config, self._finished, changed))
+            self.on_one_process(lambda: record_resumed(self.directory, self.config, self._finished, changed))
         # Not even step 0 is kept where no step was: its evaluation is made again.
         kept = -1 if latest is None else latest
         self.metrics = Metrics(self.directory, kept, self.config)
-        self._on_one_process(lambda: keep_until(self.directory / TRACES, kept))
+        self.on_one_process(lambda: keep_until(self.directory / TRACES, kept))
         self._traces: AppendLog | None = None
         self._seconds: dict[str, float] = {}
         self._trace = Trace(self.directory / "profile", self.config.log.profile)
@@ -122,6 +132,10 @@ class Run:
             raise RrmError(f"{self.directory} holds a run already; give --resume to go on, or another output=")
         if resume and not exists:
             raise RrmError(f"{self.directory} holds no run to resume (no {CONFIG_YAML})")
+        if not exists and complete_steps(self.directory / "checkpoints"):
+            raise RrmError(
+                f"{self.directory} holds checkpoints, but no {CONFIG_YAML} that says of what; give another output="
+            )
         return check_resumed(self.directory, self.config) if resume else {}
 
     def _check_reached(self, latest: int) -> None:
@@ -137,7 +151,8 @@ class Run:
             )
 
     @staticmethod
-    def _on_one_process(write: Callable[[], None]) -> None:
+    def on_one_process(write: Callable[[], None]) -> None:
+        """Calls `write` on process 0; the others go on when it is done."""
         if jax.process_index() == 0:
             write()
         barrier("run")

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -134,9 +134,9 @@ def _write_cache(
     workers: int,
     progress: Callable[[], None],
 ) -> None:
-    # Several processes on one file system may make it at once: each its own, and the first is kept.
-    partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    # Several processes on one file system may make it at once: each its own, and the first is kept. Containers on
+    # several hosts often have the same process number.
+    partial = directory.with_name(f".{directory.name}.{secrets.token_hex(8)}.partial")
     partial.mkdir(parents=True)
     ends, truncated = np.zeros(2 * len(rows), np.int64), np.zeros(len(rows), bool)
     try:

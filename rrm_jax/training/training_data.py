@@ -29,9 +29,28 @@ def open_parts(config: TrainConfig, report: Callable[[str], None]) -> list[Part]
         raise RrmError(f"data.train: {error}") from None
 
 
-def encode_of(config: TrainConfig, tokenizer: Tokenizer, template: Template) -> Encode:
+def prompt_room(config: TrainConfig, positions: int, report: Callable[[str], None]) -> int:
+    """Tokens that a prompt has at most: as configured, and, where something is sampled, as the model's `positions`
+    leave beside the answer. RrmError where they leave none."""
+    wanted, new = config.max_prompt_tokens, config.rollout.max_new_tokens
+    if config.method != "grpo" and not config.data.eval:
+        return wanted
+    room = positions - new
+    if room < 1:
+        raise RrmError(
+            f"rollout.max_new_tokens={new} leaves no room for a prompt: the model has {positions} positions; give fewer"
+        )
+    if wanted > room:
+        report(
+            f"the model has {positions} positions: prompts are cut to {room} tokens, not {wanted}, to leave {new} for "
+            "the answer"
+        )
+    return min(wanted, room)
+
+
+def encode_of(config: TrainConfig, tokenizer: Tokenizer, template: Template, max_prompt_tokens: int) -> Encode:
     """How this run's pairs become prompts."""
-    return Encode(template, tokenizer, config.judge.max_prompt_tokens, config.judge.thinking)
+    return Encode(template, tokenizer, max_prompt_tokens, config.judge.thinking)
 
 
 def open_caches(

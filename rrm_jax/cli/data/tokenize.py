@@ -30,22 +30,24 @@ def command(
     from rrm_jax.data.tokenizer import Tokenizer
     from rrm_jax.errors import RrmError
     from rrm_jax.judging.template import load_template
+    from rrm_jax.sampling.sampler import position_limit
     from rrm_jax.training.config import TrainConfig
-    from rrm_jax.training.training_data import encode_of, open_caches, open_parts
+    from rrm_jax.training.training_data import encode_of, open_caches, open_parts, prompt_room
 
     resolved = load_config(TrainConfig, config, overrides or [])
     if resolved.data.token_cache is None:
         raise RrmError("name the directory of the token ids: data.token_cache=DIR, here and where the run is started")
     if resolved.method != "grpo":
         raise RrmError(f"only grpo reads prompts from a cache; this config's method is {resolved.method}")
-    tokenizer = Tokenizer.load(open_source(resolved.model.path).assets)
-    encode = encode_of(resolved, tokenizer, load_template(resolved.judge.template))
+    source = open_source(resolved.model.path)
+    tokenizer, room = Tokenizer.load(source.assets), prompt_room(resolved, position_limit(source.config), warn)
+    encode = encode_of(resolved, tokenizer, load_template(resolved.judge.template), room)
     parts, started = open_parts(resolved, warn), time.perf_counter()
     with Progress("tokenising", sum(len(part.rows) for part in parts)) as progress:
         caches = open_caches(resolved, parts, encode, progress.advance)
     for part, cache in zip(resolved.data.parts, caches, strict=True):
         print(
             f"{part.path}: {len(cache):,} pairs, {cache.tokens:,} tokens in both orders, {cache.cut:,} pairs cut to "
-            f"fit {resolved.judge.max_prompt_tokens}; {cache.directory}"
+            f"fit {room}; {cache.directory}"
         )
     print(f"{time.perf_counter() - started:.1f} s")
