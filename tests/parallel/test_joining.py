@@ -1,15 +1,21 @@
 """Two processes join for real, and look at each other before they begin."""
 
+import concurrent.futures
+import itertools
 import os
 import re
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from rrm_jax.errors import RrmError
+from rrm_jax.parallel import distributed
 from rrm_jax.parallel.preflight import preflight
 
 ROOT = Path(__file__).parent.parent.parent
@@ -62,3 +68,38 @@ def test_an_output_that_cannot_be_written_is_found_first(tmp_path, output, messa
     (tmp_path / "file").touch()
     with pytest.raises(RrmError, match=message.format(tmp_path)):
         preflight({}, output.format(tmp_path), print)
+
+
+def test_the_others_wait_for_the_first_process_as_long_as_it_works(monkeypatch):
+    store: dict[str, str] = {}
+
+    class Client:
+        def key_value_set(self, key, value):
+            store[key] = value
+
+        def key_value_dir_get(self, key):
+            return []
+
+        def blocking_key_value_get(self, key, milliseconds):
+            time.sleep(0.01)
+            if key not in store:
+                raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED")
+            return store[key]
+
+    rank = threading.local()
+    monkeypatch.setattr(distributed, "_client", Client)
+    monkeypatch.setattr(distributed, "_rank", lambda: rank.number)
+    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    monkeypatch.setattr(distributed, "_calls", itertools.repeat(0))
+    monkeypatch.setattr(distributed, "JOIN_SECONDS", 0.1)
+
+    def play(number: int, seconds: float) -> str:
+        rank.number = number
+        return distributed.from_first("rewards", lambda: time.sleep(seconds) or "rewards")
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(play, (0, 1), (0.6, 0.6))) == ["rewards", "rewards"]
+    rank.number = 0
+    store.clear()
+    with pytest.raises(RrmError, match=r"waited 0 s for another process"):  # one that never came
+        distributed.decide("facts", 1, list)

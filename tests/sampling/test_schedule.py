@@ -189,14 +189,19 @@ def test_decisions_are_a_function_of_the_requests():
     assert sum(map(len, first)) == 60
 
 
+@pytest.mark.parametrize("coarse", [False, True])
 @pytest.mark.parametrize(
-    ("prompts", "sizes"), [(1, [1]), (2, [1, 1]), (3, [4]), (5, [4, 1]), (11, [4, 4, 4]), (12, [16])]
-)
-def test_coarse_chunks_have_few_sizes_and_a_third_of_empty_places_at_most(prompts, sizes):
-    schedule = Schedule(16, 1, 1024, coarse=True)
+    ("length", "prompts", "sizes"),
+    [
+        (20, 1, [1]), (20, 2, [4]), (20, 5, [4, 1]), (20, 11, [4, 4, 4]), (20, 12, [16]),
+        (100, 2, [1, 1]), (100, 3, [4]), (100, 5, [4, 1]), (100, 6, [8]),
+    ],
+)  # fmt: skip
+def test_chunks_have_few_sizes_and_large_ones_a_third_of_empty_places_at_most(length, prompts, sizes, coarse):
+    schedule = Schedule(16, 1, 1024, coarse=coarse)
     for at in range(prompts):
-        schedule.add(request(f"r{at}", [at, *range(20)]))
-    schedule.resize_prompts(schedule.prompts_wanted(), 64)
+        schedule.add(request(f"r{at}", [at, *range(length)]))
+    schedule.resize_prompts(16, 128)
     schedule.admit()
     chunks = list(iter(schedule.next_chunk, None))
     assert [len(chunk.tokens) for chunk in chunks] == sizes

@@ -50,6 +50,7 @@ def settings(home: Path, output: Path, **changes) -> TrainConfig:
         "model": {"path": str(home / "base")},
         "data": {"train": str(home / "pairs.jsonl"), "eval": str(home / "eval.jsonl")},
         "judge": {"template": str(home / "template.toml")},
+        "rollout": {"max_new_tokens": 8},
         "checkpoint": {"every": 1, "keep": 2},
     }
     for key, value in changes.items():

@@ -1,5 +1,6 @@
 """From files to prompts: mixes, shares of processes, workers, caches; the same prompts whatever the way."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
@@ -9,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -258,7 +260,47 @@ if __name__ == "__main__":
     assert [*cut, *read(60 + len(cut), -1, 0)[: 14 - len(cut)]] == [f"{p.id} {p.label}" for p in stream.batch(60, 14)]
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_to_the_whole_group_is_the_readers_to_heed(tmp_path, name):
+    code = """
+import os, signal, sys
+from rrm_jax.data.workers import in_order
+def main():
+    os.setpgrp()
+    noted = []
+    signal.signal(getattr(signal, sys.argv[1]), lambda *_: noted.append(1))
+    with in_order(abs, 1) as items:
+        first = next(items)
+        os.killpg(0, getattr(signal, sys.argv[1]))
+        rest = [item for _, item in zip(range(100), items)]
+    print(noted, [first, *rest] == list(range(101)))
+if __name__ == "__main__":
+    main()
+"""
+    (tmp_path / "reader.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "reader.py"), name], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )  # fmt: skip
+    assert done.stdout == "[1] True\n", done.stderr
+
+
 # The cache
+
+
+def test_two_that_make_one_cache_at_once_do_not_meet(encode, tmp_path):
+    """As on two hosts whose containers number their processes alike: here two threads of one process."""
+    together = threading.Barrier(2)
+    rows = pairs(20)
+
+    def make(_) -> int:
+        met = iter([together.wait])
+        return open_token_cache(tmp_path, rows, "x", encode, progress=lambda: next(met, lambda: None)()).tokens
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(make, range(2))
+    assert one == two > 0
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_cache_is_of_these_pairs_and_this_tokenizer_only(encode, tmp_path):

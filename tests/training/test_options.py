@@ -87,6 +87,9 @@ def test_asynchronous_rollouts_are_one_step_old_and_a_resumed_run_has_the_same(h
     again = _went_on_from(home, run, 1, **changes)
     assert _comparable(again) == rows
     _equal(run, again)
+    # A run that has ended has nothing drawn ahead: with more steps it goes on from its newest policy.
+    _train(home, "ahead", resume=True, steps=4, **changes)
+    assert [row["policy_lag"] for row in read_metrics(run, "train")] == [0, 1, 1, 0]
 
 
 def test_two_threads_never_share_a_mesh(home, monkeypatch):
@@ -181,10 +184,12 @@ def test_rollouts_of_another_version_are_refused(home):
     groups = [_group(1, [1, 2]), _group(1, [1, 1])]
     JudgeTask(config, print).reward(groups)
     rollouts = assemble(groups, config, version=0)
-    assert check_version(rollouts, learner, config, 1) == 0
+    assert check_version(rollouts, learner, config, 1, drawn_ahead=False) == 0
     learner.version = 1
     with pytest.raises(RuntimeError, match="version 0, the policy is 1"):
-        check_version(rollouts, learner, config, 2)
+        check_version(rollouts, learner, config, 2, drawn_ahead=False)
+    learner.version = config.updates_per_step
+    assert check_version(rollouts, learner, config, 2, drawn_ahead=True) == 1
 
 
 def _group(label: int, verdicts: list[int | None], lengths=None) -> Group:

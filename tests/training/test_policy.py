@@ -264,3 +264,18 @@ def test_a_run_that_is_part_of_a_job_ends_the_job_when_it_is_told_to_stop(home, 
     before = (home / "part" / "metrics.jsonl").read_bytes()
     train_to_the_end(config, lambda message: None)
     assert (home / "part" / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_judge_may_move_but_not_change(home, tmp_path):
+    shutil.copytree(home / "judge", home / "moved_judge")
+    run_of(home, "same_judge", steps=1)
+    run_of(home, "same_judge", resume=True, steps=2, judge={"model": str(home / "moved_judge"), "idle": "host"})
+    assert [row["step"] for row in read_metrics(home / "same_judge", "train")] == [1, 2]
+    with pytest.raises(RrmError, match=r"with another judge: not the same are its model, template, prefix \(.*judge\.json"):
+        run_of(home, "same_judge", resume=True, steps=3, judge={"model": str(home / "warm")})
+
+
+def test_a_judge_without_room_for_a_prompt_is_refused_before_anything_is_drawn(home):
+    with pytest.raises(RrmError, match=r"policy\.judge\.max_new_tokens=8192 leaves no room for a prompt"):
+        run_of(home, "no_room", steps=1, judge={"max_new_tokens": 8192})

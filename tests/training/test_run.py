@@ -278,3 +278,46 @@ def test_checkpoints_say_what_they_are_of(home, tmp_path):
         "base_fingerprint": "base of " + config.model.path,
     }
     assert np.isfinite(embedding(config.output))
+
+
+def test_a_prompt_that_was_edited_is_not_taken_over(home, tmp_path):
+    template = tmp_path / "template.toml"
+    template.write_bytes((home / "template.toml").read_bytes())
+    loop(settings(home, tmp_path / "run", steps=1, judge__template=str(template)))
+    moved = settings(home, tmp_path / "run", steps=2)
+    assert loop(moved, resume=True).first_step == 2
+    text = template.read_text(encoding="utf-8")
+    template.write_text(
+        text.replace("Which", "So which", 1) if "Which" in text else text.replace("{query}", "Q: {query}")
+    )
+    with pytest.raises(RrmError, match=r"with another prompt: judge\.template=.*; give judge\.template=.*assets"):
+        loop(settings(home, tmp_path / "run", steps=3, judge__template=str(template)), resume=True)
+
+
+def test_a_run_that_an_earlier_version_began_has_the_defaults_of_newer_settings(home, tmp_path):
+    loop(settings(home, tmp_path / "run", steps=1))
+    path = tmp_path / "run" / "config.yaml"
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del tree["grpo"]["importance_cap"], tree["optimizer"]["stop_norm"]
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    assert loop(settings(home, tmp_path / "run", steps=2), resume=True).first_step == 2
+
+
+def test_checkpoints_of_nobody_knows_what_are_not_gone_on_from(home, tmp_path):
+    loop(settings(home, tmp_path / "run", steps=1))
+    (tmp_path / "run" / "config.yaml").unlink()
+    with pytest.raises(RrmError, match=r"holds checkpoints, but no config\.yaml"):
+        loop(settings(home, tmp_path / "run", steps=2))
+
+
+def test_a_prompt_has_the_room_that_the_answer_leaves(home, tmp_path):
+    """The base has 128 positions."""
+    said = []
+    run = loop(settings(home, tmp_path / "run", steps=1, rollout__max_new_tokens=28), said=said)
+    assert run.max_prompt_tokens == 100
+    assert "the model has 128 positions: prompts are cut to 100 tokens, not 4096, to leave 28 for the answer" in said
+    run = loop(settings(home, tmp_path / "less", steps=1, judge__max_prompt_tokens=64), said=said)
+    assert run.max_prompt_tokens == 64
+    with pytest.raises(RrmError, match=r"rollout\.max_new_tokens=128 leaves no room for a prompt"):
+        loop(settings(home, tmp_path / "none", steps=1, rollout__max_new_tokens=128))
+    assert not (tmp_path / "none").exists()
