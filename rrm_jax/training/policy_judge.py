@@ -102,8 +102,8 @@ def _keep_same(run: Run, asked: dict[str, str]) -> None:
     began = read_json(path)
     if different := [name for name in asked if began.get(name) != asked[name]]:
         raise RrmError(
-            f"cannot resume {run.directory} with another judge: not the same are its {', '.join(different)} ({path}); put "
-            "that back, or train anew with another output="
+            f"cannot resume {run.directory} with another judge: not the same are its {', '.join(different)} ({path}); "
+            "put that back, or train anew with another output="
         )
 
 

@@ -3,6 +3,7 @@
 RUN/config.yaml     the resolved configuration, as it was last resumed with
 RUN/run.json        versions, git revision, data fingerprints, seed; each time it was resumed
 RUN/assets/         config.json and tokenizer of the model, and the judge's template
+RUN/judge.json      of a policy that a judge rewards: who judges, and how it is asked
 RUN/metrics.jsonl   one row a step and an evaluation; RUN/tensorboard/ the same
 RUN/traces.jsonl    some of each step's completions, to be read
 RUN/profile/        traces of the steps log.profile

@@ -70,6 +70,16 @@ def test_position_bias_favours_nobody_in_particular_and_cycles_come_from_traits(
     assert abs(cyclic - 0.25) < 0.03  # three random directions in a plane: a circle round the origin, 1 in 4
 
 
+def test_position_bias_falls_on_either_by_a_coin_of_its_own():
+    """By hand: odds of 1 and a bias of ±1 are (σ(2) + σ(0)) / 2 = 0.6904; equal strengths and any bias ½."""
+    strength = np.tile(np.float32([0.5, -0.5, 0.5, 0.5]), (COUNT, 1))
+    world = WORLD._replace(strength=strength, traits=np.zeros((COUNT, SIZE, 2), np.float32))
+    better = ask(Simulator(1.0, position_bias=1.0), (0, 1), (1, 3), world=world)
+    assert abs(better[:, 0].mean() - 0.6904) < 0.03  # 4 standard errors of 4,000
+    assert abs(1 - better[:, 1].mean() - 0.6904) < 0.03
+    assert abs(ask(Simulator(1.0, position_bias=50.0), (0, 2), world=world).mean() - 0.5) < 0.03
+
+
 def test_labels_make_a_judge_of_that_accuracy():
     correct = np.tile(np.array([True, False, True, False]), (COUNT, 1))
     world = world_of_labels(FIELD, correct)

@@ -324,14 +324,14 @@ def test_a_budget_is_never_exceeded_and_tokens_by_a_round_at_most():
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("rating", ["points", "elo"])
+@pytest.mark.parametrize("rating", [Rating("points"), Rating("elo"), Rating("elo", k=200.0)])
 def test_the_exact_rule_never_changes_the_winner_and_saves_comparisons(rating):
     sizes = [2, 3, 5, 8, 9, 12] * 100
     quality = distinct_quality(sizes, seed=3)
     for accuracy in (0.55, 0.9):
         whole = RoundRobin(in_rounds=True)
-        pruned = RoundRobin(in_rounds=True, prune=rating == "points")
-        how = {"rating": Rating(rating)}
+        pruned = RoundRobin(in_rounds=True, prune=rating.name == "points")
+        how = {"rating": rating}
         full, _ = play(quality, whole, 7, how, accuracy=accuracy)
         early, _ = play(quality, pruned, 7, how | {"stop": Stop(certain=True)}, accuracy=accuracy)
         assert [a.best for a in full] == [b.best for b in early]

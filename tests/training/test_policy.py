@@ -272,7 +272,9 @@ def test_a_judge_may_move_but_not_change(home, tmp_path):
     run_of(home, "same_judge", steps=1)
     run_of(home, "same_judge", resume=True, steps=2, judge={"model": str(home / "moved_judge"), "idle": "host"})
     assert [row["step"] for row in read_metrics(home / "same_judge", "train")] == [1, 2]
-    with pytest.raises(RrmError, match=r"with another judge: not the same are its model, template, prefix \(.*judge\.json"):
+    with pytest.raises(
+        RrmError, match=r"with another judge: not the same are its model, template, prefix \(.*judge\.json"
+    ):
         run_of(home, "same_judge", resume=True, steps=3, judge={"model": str(home / "warm")})
 
 

@@ -1,0 +1,27 @@
+"""Replays: where a curve is looked at, and how sure its points are."""
+
+import pytest
+from scipy.stats import binomtest
+
+from rrm_jax.evaluation.replay_sources import simulated_parts
+from rrm_jax.ranking.entry import parse_entry
+from rrm_jax.ranking.replay import Point, replay
+from rrm_jax.ranking.simulator import Simulator
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+
+@pytest.mark.parametrize(("right", "count"), [(5, 10), (0, 10), (37, 40)])
+def test_half_a_width_is_wilsons(right, count):
+    """Against SciPy's interval, whose z has more digits."""
+    known = binomtest(right, count).proportion_ci(method="wilson")
+    assert Point(0.0, right, count).half_width == pytest.approx((known.high - known.low) / 2, abs=1e-4)
+
+
+def test_a_curve_is_looked_at_where_a_dozen_steps_of_equal_ratio_fall():
+    """By hand: 1 × 8^(k/11) for k = 0 … 11, rounded, are rounds 1, 2, 3, 4, 5, 7 and 8, of 4 comparisons each."""
+    entry = parse_entry("swiss:rounds=8")
+    (curve,) = replay([entry], simulated_parts(8, Simulator(2.0), 20, 0))
+    assert [point.comparisons for point in curve.points] == [4, 8, 12, 16, 20, 28, 32]
+    (last,) = replay([entry], simulated_parts(8, Simulator(2.0), 20, 0), curve=False)
+    assert [point.comparisons for point in last.points] == [32]
