@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -142,6 +143,6 @@ def _numbers(text: str, name: str) -> list[float]:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         raise RrmError(f"--{name} {text!r} must be numbers, separated by commas") from None
-    if any(value <= 0 for value in values):
+    if not all(0 < value < math.inf for value in values):
         raise RrmError(f"--{name} {text!r} must be above 0")
     return values

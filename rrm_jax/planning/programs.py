@@ -21,7 +21,7 @@ from rrm_jax.parallel.mesh import batch_sharding, platform_of
 from rrm_jax.rl.losses import PolicyBatch, PreferenceBatch
 from rrm_jax.sampling import call, control, engine
 from rrm_jax.sampling.block import Start, Table
-from rrm_jax.sampling.buckets import LARGEST_CHUNK, bucket, coarse_bucket
+from rrm_jax.sampling.buckets import LARGEST_CHUNK, bucket
 from rrm_jax.sampling.sampler import BLOCK
 from rrm_jax.training import dpo, grpo, supervised
 from rrm_jax.training.batches import Example, MicroBatch
@@ -185,7 +185,7 @@ class RunPrograms:
         columns = min(LARGEST_CHUNK, bucket(longest, 32))
         each = min(max(1, call.PREFILL_TOKENS // columns), max(1, self.prompts // ways))
         each = 2 ** int(math.log2(each))
-        limit = coarse_bucket(longest, 128) if longest > columns else 0
+        limit = bucket(longest, 128) if longest > columns else 0
         whole = jax.ShapeDtypeStruct((ways * each,), jnp.int32)
         place = jax.ShapeDtypeStruct((ways, each), jnp.int32)
         tokens = jax.ShapeDtypeStruct((ways * each, columns), jnp.int32)

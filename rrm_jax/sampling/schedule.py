@@ -68,9 +68,9 @@ class Chunk(NamedTuple):
 class Schedule:
     """`share_heads(a, b)` says whether prompts of these lengths may share the keys and values of a common head.
 
-    So that little is compiled, the numbers of prompts that are prefilled together are powers of four, and what later
-    chunks attend to powers of two. `coarse`, so that what anybody may ask for at any time has even fewer shapes: there
-    are as many places for prompts as rows, and the numbers of rows for one are powers of four.
+    So that little is compiled, the numbers of prompts that are prefilled together are powers of four. `coarse`, so that
+    what anybody may ask for at any time has even fewer shapes: there are as many places for prompts as rows, the
+    numbers of rows for one are powers of four, and what later chunks attend to are powers of two.
     """
 
     def __init__(self, batch: int, ways: int, prefill_tokens: int, share_heads=lambda a, b: True, coarse: bool = False):
@@ -396,7 +396,7 @@ class Schedule:
                     resident.donor = None
                 resident.filled += size
                 real += size
-        limit = coarse_bucket(end, 128) if later else 0
+        limit = 0 if not later else coarse_bucket(end, 128) if self._coarse else bucket(end, 128)
         return Chunk(
             tokens.reshape(-1, columns), source, target, start.ravel(), count.ravel(), total.ravel(), limit, real
         )

@@ -114,7 +114,8 @@ def bounds(rows: Sequence[Candidates], seed: int = 0, resamples: int = RESAMPLES
 
 def _majority(row: Candidates) -> float:
     """The credit of the most common answer; answers that are equally common share it."""
-    answers = row.answers or tuple(_answer(response) for response in row.responses)
+    given = row.answers or tuple(map(_answer, row.responses))
+    answers = tuple(None if answer is None else canonical(answer) for answer in given)
     counts = collections.Counter(answer for answer in answers if answer is not None)
     if not counts:
         return float(np.mean(row.correct or ()))
@@ -125,8 +126,7 @@ def _majority(row: Candidates) -> float:
 
 def _answer(response: str) -> str:
     text = strip_thinking(response)
-    found = final_answer(text)
-    return text.strip() if found is None else canonical(found)
+    return final_answer(text) or text.strip()
 
 
 def game_rows(judge: str, strategy: str, ranked: Sequence[Ranked]) -> Iterator[dict[str, Any]]:

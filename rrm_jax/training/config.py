@@ -157,7 +157,8 @@ class GRPOConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, given: Any) -> Any:
-        return VARIANTS.get(given.get("variant", "grpo"), {}) | given if isinstance(given, dict) else given
+        variant = given.get("variant") if isinstance(given, dict) else None
+        return VARIANTS.get(variant, {}) | given if isinstance(variant, str) else given
 
     @field_validator("surrogate")
     @classmethod

@@ -128,6 +128,7 @@ def test_a_log_that_cannot_be_used_says_where(tmp_path, run, rows, problem):
         (("--strategies", "best"), "strategy 'best' is not one of"),
         (("--spread", "loud"), "must be numbers"),
         (("--spread", "-1"), "must be above 0"),
+        (("--candidates", "nan"), "must be above 0"),
     ],
 )
 def test_wrong_options_are_errors(run, options, problem):

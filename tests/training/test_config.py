@@ -42,6 +42,10 @@ def load(*overrides: str) -> TrainConfig:
         (["rollout.temperature=0"], "rollout.temperature: Input should be greater than 0 (got 0)"),
         (["grpo.clip_low=1"], "grpo.clip_low: Input should be less than 1 (got 1)"),
         (["steps=0"], "steps: Input should be greater than or equal to 1 (got 0)"),
+        (["grpo.variant=[dapo]"], "grpo.variant: Input should be 'grpo', 'dr_grpo', 'dapo' or 'gspo'"),
+        (["optimizer.learning_rate=.inf"], "optimizer.learning_rate: Input should be a finite number"),
+        (["reward.invalid=.nan"], "reward.invalid: Input should be a finite number"),
+        (["seed=4294967296"], "seed: Input should be less than or equal to 4294967295"),
     ],
 )
 def test_what_cannot_be_is_said(overrides, message):

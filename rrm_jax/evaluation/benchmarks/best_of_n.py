@@ -42,7 +42,7 @@ def _parse_qwen(row: Row, at: int) -> Item:
         "responses": responses,
         "correct": correct,
     }
-    record = parse_candidates(made | {"answers": [str(answer) for answer in answers]})
+    record = parse_candidates(made | {"answers": [None if answer in (None, "") else str(answer) for answer in answers]})
     rewards = row.get("pred_score")
     if rewards is not None:
         try:
