@@ -1,5 +1,6 @@
 """`rrm eval` where a model answers: its options, its samples, and files of answers."""
 
+import collections
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,8 @@ def answer(
     job: "Job", models: Any, judging: JudgeOptions, answering: AnsweringOptions, prompt: PromptOptions
 ) -> "Evaluated":
     """Has the model answer, or takes the answers that there are, and scores them."""
+    from rrm_jax.data.jsonl import Reader
+    from rrm_jax.data.records import Unique, parse_candidates
     from rrm_jax.data.samples import CandidateFile
     from rrm_jax.data.verifier_pool import VerifierPool
     from rrm_jax.evaluation.evaluate import solve_benchmark
@@ -125,6 +128,11 @@ def answer(
         raise RrmError(f"--{names[0]} says how a model is asked; --answers are there already")
     inputs: dict[str, str | Path] = {**job.loaded.files, "answers": answering.answers}
     settings = {"benchmark": job.loaded.benchmark.name, "n": answering.n}
+    # Rows that cannot be used are told of here, and passed over below.
+    reader = Reader(answering.answers, Unique(parse_candidates), report=warn)
+    collections.deque(reader, maxlen=0)
+    loaded = dataclasses.replace(job.loaded, skipped=job.loaded.skipped + reader.skipped)
+    job = dataclasses.replace(job, loaded=loaded)
     with pinned(job.path(".run.json"), config=settings, seed=job.policy.seed, inputs=inputs), VerifierPool() as pool:
         source = CandidateFile(answering.answers, accept=_accept(job))
         with progress:

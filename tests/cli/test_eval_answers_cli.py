@@ -126,6 +126,13 @@ def test_answers_of_rrm_answer(rrm, tmp_path: Path):
     result, _ = rrm(f"{GSM8K} --answers fewer.jsonl --out fewer")
     assert result.exit_code == 1
     assert "2 item(s) were not judged" in result.stdout
+    write_rows(tmp_path / "twice.jsonl", [*rows, rows[0], {"id": "x"}])
+    result, _ = rrm(f"{GSM8K} --answers twice.jsonl --out twice")
+    assert result.exit_code == 1
+    assert f"twice.jsonl:{len(rows) + 1}: id {rows[0]['id']!r} appears twice" in result.stderr
+    assert f"twice.jsonl:{len(rows) + 2}: " in result.stderr
+    assert "2 unusable row(s) were passed over" in result.stdout
+    assert scores(tmp_path / "twice.json")["Accuracy"][0] == pytest.approx(1 / 3)
     write_rows(tmp_path / "others.jsonl", [rows[0] | {"query": "another"}])
     assert "is not this data's question" in str(rrm(f"{GSM8K} --answers others.jsonl --out x")[0].exception)
 
