@@ -354,8 +354,7 @@ class Schedule:
         work = [(r.order, at) for at, r in enumerate(self.residents) if r is not None and not r.ready]
         if not work:
             return None
-        _, first = min(work)
-        columns, later = self._kind(first)
+        columns, later = self._kind(min(work)[1])
         most = max(1, self.prefill_tokens // columns)
         chosen: list[list[int]] = [[] for _ in range(self.ways)]
         for _, at in sorted(work):
@@ -364,8 +363,7 @@ class Schedule:
                 part.append(at)
         holds = coarse_bucket(wanted := max(map(len, chosen)), ratio=4)
         each = min(holds, most)
-        # Rather the others with the next chunk than a third of a large one empty.
-        if each * columns > _SMALL_CHUNK and 4 * wanted < 3 * each:
+        if each * columns > _SMALL_CHUNK and 4 * wanted < 3 * each:  # rather the others next than a third of it empty
             each = holds // 4
             chosen = [part[:each] for part in chosen]
         return self._chunk(chosen, each, columns, later)
