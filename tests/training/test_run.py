@@ -287,9 +287,7 @@ def test_a_prompt_that_was_edited_is_not_taken_over(home, tmp_path):
     moved = settings(home, tmp_path / "run", steps=2)
     assert loop(moved, resume=True).first_step == 2
     text = template.read_text(encoding="utf-8")
-    template.write_text(
-        text.replace("Which", "So which", 1) if "Which" in text else text.replace("{query}", "Q: {query}")
-    )
+    template.write_text(text.replace("{query}", "Q: {query}"), encoding="utf-8")
     with pytest.raises(RrmError, match=r"with another prompt: judge\.template=.*; give judge\.template=.*assets"):
         loop(settings(home, tmp_path / "run", steps=3, judge__template=str(template)), resume=True)
 
