@@ -1,4 +1,4 @@
-"""Whom the adaptive strategy asks about."""
+"""Whom the adaptive strategy asks about, and when nothing can change any more."""
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from rrm_jax.ranking.field import field_of
 from rrm_jax.ranking.games import Games, tally
 from rrm_jax.ranking.protocol import Item
 from rrm_jax.ranking.rating import Rating, rate
+from rrm_jax.ranking.stopping import winner_is_certain
 from rrm_jax.ranking.strategies import RoundRobin
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -40,3 +41,15 @@ def test_votes_that_repeat_themselves_count_whole_where_no_correlation_is_said()
     np.testing.assert_array_equal(rated, elo_scale(theta, 1000.0, 400.0))
     tempered = rate(Rating("bradley-terry"), Adaptive(correlation=1.0), field, games, 3)
     assert abs(float(tempered[0, 0] - rated[0, 0])) > 20
+
+
+def test_the_exact_rule_reckons_with_gaps_that_widen():
+    """By hand, k = scale = 400: A beats B, 1200 and 800, then C, who was expected to lose by 0.76, 1296.1 and 903.9.
+    One game is left, of the two losers. Were no gap wider than today's 496 it could bring C 378 points, too few; the
+    bound is 400 σ((496 + 2 · 400) ln 10 / 400) = 399.8, enough."""
+    field = field_of([Item("x", 3)], 0)
+    rating, games = Rating("elo", k=400.0), games_of([(0, 1, 1), (0, 2, 1)], 1)
+    rated = np.asarray(rate(rating, RoundRobin(), field, games, 3))[0]
+    np.testing.assert_allclose(rated, [1296.1, 800.0, 903.9], atol=0.05)
+    assert not winner_is_certain(rating, RoundRobin(), field, games, 3)[0]
+    assert winner_is_certain(rating, RoundRobin(), field, games_of([(0, 1, 1), (0, 2, 1), (1, 2, 1)], 1), 3)[0]
