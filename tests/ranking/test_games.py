@@ -83,3 +83,9 @@ def test_real_battles_give_the_published_win_rates(real_data, name):
     assert dict(zip(at, points(tallies)[0].tolist(), strict=True)) == golden["counting"]
     average = average_win_rate(tallies, count)[0]
     np.testing.assert_allclose(average, [golden["average_win_rate"][player] for player in at], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("game", [(0, 1, 1.5), (0, 1, -0.5), (0, 1, np.nan), (1, 1, 1), (-1, 0, 1)])
+def test_games_that_cannot_be_are_named(game):
+    with pytest.raises(RrmError, match=r"game 1 of tournament 0 is .*: it must name two different candidates"):
+        pad_games([[(0, 1, 1), game]])
