@@ -11,13 +11,12 @@ from rrm_jax.checkpoints.assets import JUDGE_TEMPLATE
 from rrm_jax.checkpoints.load import load_model
 from rrm_jax.checkpoints.sources import open_source
 from rrm_jax.data.tokenizer import Tokenizer
-from rrm_jax.errors import RrmError
 from rrm_jax.judging.judge import Judge
 from rrm_jax.judging.template import as_trained, check_template, tokens_as_trained
 from rrm_jax.parallel.mesh import make_mesh
 from rrm_jax.sampling.opening import sampler_of
 from rrm_jax.sampling.protocol import Decoding
-from rrm_jax.sampling.sampler import position_limit
+from rrm_jax.sampling.sampler import position_limit, room_for_prompt
 
 
 def open_judge(
@@ -48,12 +47,7 @@ def open_judge(
     if warning := check_template(shown, source.facts, [Path(model).resolve().name], thinks):
         warnings.warn(warning, stacklevel=2)
     most = tokens_as_trained(source.facts) if max_new_tokens is None else max_new_tokens
-    room = position_limit(source.config) - most
-    if room < 1:
-        raise RrmError(
-            f"max_new_tokens {most} leaves no room for a prompt: the model has "
-            f"{position_limit(source.config)} positions; give fewer"
-        )
+    room = room_for_prompt(position_limit(source.config), most, f"max_new_tokens {most}")
     options["max_prompt_tokens"] = min(options.get("max_prompt_tokens", 4096), room)
     mesh = make_mesh()
     loaded = load_model(model, mesh=mesh, dtype=compute)

@@ -52,18 +52,14 @@ def command(
     from rrm_jax.cli.backend import open_generator
     from rrm_jax.cli.loading import Progress, check_rows, exit_if_skipped
     from rrm_jax.data.records import Unique
-    from rrm_jax.errors import RrmError
+    from rrm_jax.sampling.sampler import room_for_prompt
 
     progress = Progress("generating")
     generator = open_generator(models, progress, needs_tokenizer=False)
     tokenizer = generator.tokenizer
     decoding = sampling.decoding(generator, tokenizer.stop_ids if tokenizer else _stop_ids(generator.assets))
-    room = generator.max_positions - sampling.max_new_tokens
-    if room < 1:
-        raise RrmError(
-            f"--max-new-tokens {sampling.max_new_tokens} leaves no room for a prompt: the model has "
-            f"{generator.max_positions} positions"
-        )
+    new = sampling.max_new_tokens
+    room = room_for_prompt(generator.max_positions, new, f"--max-new-tokens {new}")
     parse = prompt_parser(tokenizer, generator.vocab_size, room, generator.takes_messages)
     contents: dict[str, str] = {}
     skipped = check_rows(prompts, Unique(parse), strict, lambda row: contents.update({row.id: row.content}))

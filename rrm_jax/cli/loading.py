@@ -176,14 +176,9 @@ def _declared_name(assets: Path) -> list[str]:
 
 def fit_positions(max_prompt_tokens: int, max_new_tokens: int, max_positions: int) -> int:
     """The prompt limit that a model with `max_positions` allows; says so when it is less than was asked for."""
-    from rrm_jax.errors import RrmError
+    from rrm_jax.sampling.sampler import room_for_prompt
 
-    room = max_positions - max_new_tokens
-    if room < 1:
-        raise RrmError(
-            f"--max-new-tokens {max_new_tokens} leaves no room for a prompt: the model has {max_positions} positions; "
-            "give fewer"
-        )
+    room = room_for_prompt(max_positions, max_new_tokens, f"--max-new-tokens {max_new_tokens}")
     if room < max_prompt_tokens:
         warn(
             f"the model has {max_positions} positions: prompts are cut to {room} tokens, not {max_prompt_tokens} "

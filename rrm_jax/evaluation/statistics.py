@@ -132,19 +132,17 @@ def paired_over_seeds(found: Sequence[Paired], same_items: bool = False) -> Pair
     """The same for differences. `p` is the larger one of a t-test's over the seeds' differences, and of the sign test's
     over all items (with `same_items`: over as many as are better or worse on average). Where it was not counted who is
     better how often the normal interval of the items stands for the sign test. One seed keeps its own."""
-    differences = [one.difference for one in found]
-    known = [one for one in differences if math.isfinite(one.estimate)]
+    known = [one for one in found if math.isfinite(one.difference.estimate)]
     if len(known) < 2:
-        return found[0] if not known else found[differences.index(known[0])]
-    shared = len(found) if same_items else 1
-    better, worse = (
-        round(sum(counts) / shared) for counts in ([x.a_better for x in found], [x.b_better for x in found])
-    )
-    values = np.array([one.estimate for one in known])
+        return known[0] if known else found[0]
+    shared = len(known) if same_items else 1
+    better, worse = round(sum(x.a_better for x in known) / shared), round(sum(x.b_better for x in known) / shared)
+    differences = [one.difference for one in known]
+    values = np.array([one.estimate for one in differences])
     if better + worse:
         p = mcnemar_exact(better, worse)
     else:
-        p = _normal_test(float(values.mean()), _half_over_items(known, same_items))
+        p = _normal_test(float(values.mean()), _half_over_items(differences, same_items))
     return Paired(over_seeds(differences, same_items), better, worse, max(p, _t_test(values)))
 
 

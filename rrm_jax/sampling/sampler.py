@@ -33,6 +33,14 @@ def position_limit(config: DecoderConfig) -> int:
     return config.max_positions
 
 
+def room_for_prompt(positions: int, max_new_tokens: int, given: str) -> int:
+    """Tokens that an answer of `max_new_tokens` leaves a prompt. RrmError where it leaves none; `given` says there how
+    that number was set."""
+    if positions <= max_new_tokens:
+        raise RrmError(f"{given} leaves no room for a prompt: the model has {positions} positions; give fewer")
+    return positions - max_new_tokens
+
+
 class Sampler:
     """Implements `protocol.Generator` on this process's devices.
 

@@ -20,7 +20,7 @@ from rrm_jax.parallel.offload import to_device, to_host
 from rrm_jax.sampling.opening import sampler_of
 from rrm_jax.sampling.protocol import Decoding, Generator
 from rrm_jax.sampling.remote import RemoteGenerator
-from rrm_jax.sampling.sampler import position_limit
+from rrm_jax.sampling.sampler import position_limit, room_for_prompt
 from rrm_jax.training.policy_config import TournamentJudgeConfig
 from rrm_jax.training.run import Report, Run
 
@@ -38,12 +38,8 @@ class PolicyJudge:
         template, thinking = as_trained(own, source.facts, settings.template, settings.thinking)
         if warning := check_template(template, source.facts, [str(source.path)], thinking):
             report(f"warning: {warning}")
-        room = position_limit(source.config) - settings.max_new_tokens
-        if room < 1:
-            raise RrmError(
-                f"policy.judge.max_new_tokens={settings.max_new_tokens} leaves no room for a prompt: {settings.model} "
-                f"has {position_limit(source.config)} positions; give fewer"
-            )
+        given = f"policy.judge.max_new_tokens={settings.max_new_tokens}"
+        room = room_for_prompt(position_limit(source.config), settings.max_new_tokens, given)
         tokenizer = Tokenizer.load(source.assets)
         identity = settings.backend_model or f"{source.fingerprint()} in {run.config.model.compute_dtype}"
         _keep_same(run, {"model": identity, "template": template.sha256, "prefix": template.prefix(thinking)})
@@ -96,9 +92,12 @@ class PolicyJudge:
 def _keep_same(run: Run, asked: dict[str, str]) -> None:
     """Writes who judges and how it is asked to RUN/judge.json; RrmError where the run began with another."""
     path = run.directory / JUDGE
-    if not path.exists():
-        run.on_one_process(lambda: write_whole(path, json.dumps(asked, indent=2) + "\n"))
-        return
+
+    def begin() -> None:  # whether it is there, the first process says for all: the others might already see it
+        if not path.exists():
+            write_whole(path, json.dumps(asked, indent=2) + "\n")
+
+    run.on_one_process(begin)
     began = read_json(path)
     if different := [name for name in asked if began.get(name) != asked[name]]:
         raise RrmError(

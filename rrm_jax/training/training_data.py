@@ -10,6 +10,7 @@ from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.errors import RrmError
 from rrm_jax.judging.template import Template
 from rrm_jax.provenance import fingerprint
+from rrm_jax.sampling.sampler import room_for_prompt
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.feed import Feed
 from rrm_jax.training.token_cache import Encode, TokenCache, open_token_cache
@@ -35,11 +36,7 @@ def prompt_room(config: TrainConfig, positions: int, report: Callable[[str], Non
     wanted, new = config.max_prompt_tokens, config.rollout.max_new_tokens
     if config.method != "grpo" and not config.data.eval:
         return wanted
-    room = positions - new
-    if room < 1:
-        raise RrmError(
-            f"rollout.max_new_tokens={new} leaves no room for a prompt: the model has {positions} positions; give fewer"
-        )
+    room = room_for_prompt(positions, new, f"rollout.max_new_tokens={new}")
     if wanted > room:
         report(
             f"the model has {positions} positions: prompts are cut to {room} tokens, not {wanted}, to leave {new} for "

@@ -22,6 +22,7 @@ from rrm_jax.quickstart import world
 from rrm_jax.training import learner as learner_module
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.metrics import Metrics
+from rrm_jax.training.policy_judge import _keep_same
 from rrm_jax.training.policy_metrics import tournament_metrics
 from rrm_jax.training.policy_prompt import policy_prompt
 from rrm_jax.training.policy_task import PolicyTask
@@ -281,3 +282,21 @@ def test_a_judge_may_move_but_not_change(home, tmp_path):
 def test_a_judge_without_room_for_a_prompt_is_refused_before_anything_is_drawn(home):
     with pytest.raises(RrmError, match=r"policy\.judge\.max_new_tokens=8192 leaves no room for a prompt"):
         run_of(home, "no_room", steps=1, judge={"max_new_tokens": 8192})
+
+
+def test_all_processes_meet_whether_or_not_they_see_the_judges_file_already(tmp_path):
+    """Where process 0 is quicker another one finds the file there: it must wait with the others all the same."""
+    met = []
+
+    class Started:
+        directory = tmp_path
+
+        @staticmethod
+        def on_one_process(write):
+            met.append(write())
+
+    for _ in range(2):
+        _keep_same(Started, {"model": "m"})  # type: ignore[arg-type]
+    assert len(met) == 2
+    with pytest.raises(RrmError, match="with another judge: not the same are its model"):
+        _keep_same(Started, {"model": "n"})  # type: ignore[arg-type]
