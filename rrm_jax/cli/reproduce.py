@@ -60,7 +60,7 @@ def command(
         print(f"{study}. {statement}: {outcome}. {evidence}")
     print(f"wrote {', '.join(map(str, paths))} after {sum(done.seconds.values()):.0f} s")
     if done.skipped:
-        warn(f"{done.skipped} malformed row(s) were skipped")
+        warn(f"{done.skipped} row(s) that are malformed, or that a judge could not judge, were skipped")
     if done.skipped or not done.complete:
         raise typer.Exit(1)
 

@@ -47,8 +47,8 @@ def command(
 
     Killed and started again with the same settings it goes on where it was: every vote is kept in OUTPUT/votes.jsonl
     as it comes, or in a store that any studies share (verdicts=STORE, see rrm verdicts). A server that stays away ends
-    the study with an error (exit code 2) and is never counted as a verdict. Malformed rows are reported and passed over
-    (exit code 1).
+    the study with an error (exit code 2) and is never counted as a verdict. Malformed rows, and rows of a
+    benchmark that it refuses, are reported and passed over (exit code 1).
 
     \b
     Example:
@@ -64,7 +64,7 @@ def command(
         text, _, skipped = run_study(name, resolved, Models(progress).open_judge, warn, progress.advance)
     print(text)
     print(f"{resolved.output}: data.json, table.md, figure.png, run.json")
-    exit_if_skipped(skipped)
+    exit_if_skipped(skipped, "row(s) that are malformed, or that a judge could not judge,")
 
 
 class Models:

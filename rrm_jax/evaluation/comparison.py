@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ from rrm_jax.errors import RrmError
 from rrm_jax.evaluation.eval_report import percent, safe, terminal
 from rrm_jax.evaluation.ranking_report import shown
 
-Column = tuple[str, str]
-"""A benchmark, and a score of it."""
+Column = tuple[str, tuple[str, ...]]
+"""A benchmark, and a score of it: what it is a part of, and its own name last. Parts of different scores may be called
+the same, in one evaluation or in two."""
 
 
 class Cell(NamedTuple):
@@ -64,25 +66,32 @@ def _json_of(out: str) -> Path:
 
 
 def _cells(benchmark: str, scores: Sequence[dict[str, Any]], depth: int) -> dict[Column, Cell]:
-    """In the order of the tree. Parts of different scores may share their name: the later ones say whose they are."""
-    cells: dict[Column, Cell] = {}
-    for parent, score in _walk(scores, depth):
-        name = str(score["name"])
-        column = benchmark, name if (benchmark, name) not in cells else f"{parent}: {name}"
-        cells[column] = Cell(*(score[key] for key in ("value", "low", "high", "items")))
-    return cells
+    """In the order of the tree."""
+    return {
+        (benchmark, path): Cell(*(score[key] for key in ("value", "low", "high", "items")))
+        for path, score in _walk(scores, depth)
+    }
 
 
-def _walk(scores: Sequence[dict[str, Any]], depth: int, parent: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def _walk(
+    scores: Sequence[dict[str, Any]], depth: int, parents: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     for score in scores:
-        yield parent, score
+        path = *parents, str(score["name"])
+        yield path, score
         if depth > 1:
-            yield from _walk(score["parts"], depth - 1, str(score["name"]))
+            yield from _walk(score["parts"], depth - 1, path)
 
 
 def _published(benchmark: str, one: dict[str, Any], there: set[Column]) -> Line:
-    cells = {(benchmark, name): Cell(round(value / 100, 6)) for name, value in one["scores"].items()}
-    return Line(one["who"], one["where"], {column: cell for column, cell in cells.items() if column in there})
+    """Of the scores that are `there`. Published ones are named without what they are a part of, where one is meant."""
+    cells = {}
+    for name, value in one["scores"].items():
+        meant = [column for column in there if column[1][-1] == name]
+        top = [column for column in meant if len(column[1]) == 1]
+        if len(column := top or meant) == 1:
+            cells[column[0]] = Cell(round(value / 100, 6))
+    return Line(one["who"], one["where"], cells)
 
 
 def joined(lines: Sequence[Line]) -> list[Line]:
@@ -93,7 +102,7 @@ def joined(lines: Sequence[Line]) -> list[Line]:
         twice = [column for column in line.cells if column in line_so_far.cells]
         if twice and not line.source:
             raise RrmError(
-                f"{line.name} has {twice[0][1]!r} of {twice[0][0]} twice; give the evaluations names of their own, "
+                f"{line.name} has {twice[0][1][-1]!r} of {twice[0][0]} twice; give the evaluations names of their own, "
                 "as NAME=OUT"
             )
         line_so_far.cells.update(line.cells)
@@ -143,8 +152,11 @@ def _rows(
 
 
 def _head(columns: Sequence[Column]) -> list[str]:
+    """A part's own name, where no other score of its benchmark has it as well."""
     one = len({benchmark for benchmark, _ in columns}) == 1
-    return ["%", *(score if one else f"{benchmark}: {score}" for benchmark, score in columns)]
+    named = Counter((benchmark, path[-1]) for benchmark, path in columns)
+    names = [path[-1] if named[benchmark, path[-1]] == 1 else " / ".join(path) for benchmark, path in columns]
+    return ["%", *(name if one else f"{of}: {name}" for name, (of, _) in zip(names, columns, strict=True))]
 
 
 def _terminal(lines: list[Line], published: list[Line], columns: list[Column], intervals: bool) -> str:
@@ -181,8 +193,10 @@ def _csv(lines: list[Line], published: list[Line], columns: list[Column], interv
     writer = csv.writer(made, lineterminator="\n")
     writer.writerow(["model", "published", "benchmark", "score", "value", "low", "high", "items"])
     for line in [*lines, *published]:
-        for (benchmark, score), cell in line.cells.items():
-            writer.writerow([line.name, line.source, benchmark, score, *("" if x is None else x for x in cell)])
+        for (benchmark, path), cell in line.cells.items():
+            writer.writerow(
+                [line.name, line.source, benchmark, " / ".join(path), *("" if x is None else x for x in cell)]
+            )
     return made.getvalue()
 
 

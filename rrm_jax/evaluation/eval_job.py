@@ -89,6 +89,8 @@ def policy_of(
         raise RrmError(f"--invalid, --ties and --order are of judges; {benchmark.name} has none")
     if benchmark.kind == "best-of-n" and (invalid not in (None, "random", "0.5") or ties is not None):
         raise RrmError("of best-of-N, --invalid is random or 0.5, and there is no --ties")
+    if benchmark.name == "arena-hard" and ties is not None:
+        raise RrmError("arena-hard has no --ties: a tied vote is ½ of a win")
     return dataclasses.replace(benchmark.policy, **changed, order=order, seed=seed)
 
 

@@ -36,7 +36,7 @@ def score_rows(scores: Sequence[Score], unit: str = "votes") -> Rows:
             cells = [str(int(counts[name])) for name in numbers]
             rows.append(
                 [
-                    "  " * depth + score.name,
+                    "  " * depth + shown(score.name, 100),
                     percent(score.value),
                     between,
                     str(score.items),
@@ -54,7 +54,7 @@ def judge_rows(scores: Mapping[str, Sequence[Score]]) -> Rows:
     names = list(dict.fromkeys(part.name for one in walked.values() for depth, part in one if depth < 2))
     if len(names) > _MOST_COLUMNS:
         names = list(dict.fromkeys(score.name for one in scores.values() for score in one))
-    rows = [["judge", *names, "items"]]
+    rows = [["judge", *(shown(name, 60) for name in names), "items"]]
     for judge, one in scores.items():
         values = {part.name: percent(part.value) for depth, part in reversed(walked[judge]) if depth < 2}
         rows.append([shown(judge, 60), *(values.get(name, "–") for name in names), str(max(s.items for s in one))])
@@ -64,7 +64,7 @@ def judge_rows(scores: Mapping[str, Sequence[Score]]) -> Rows:
 def curve_rows(curve: Mapping[int, Sequence[Score]]) -> Rows:
     """Best-of-K by K, and what picking K took."""
     names = list(dict.fromkeys(score.name for one in curve.values() for score in one))
-    rows = [["best of the first", *names, "95 % interval", "comparisons", "items"]]
+    rows = [["best of the first", *(shown(name, 60) for name in names), "95 % interval", "comparisons", "items"]]
     for size, one in curve.items():
         values = {score.name: percent(score.value) for score in one}
         top = one[0]
@@ -92,7 +92,7 @@ def difference_rows(found: Sequence[Difference]) -> Rows:
         only = f" ({one.only_first} : {one.only_second})" if one.only_first is not None else ""
         rows.append(
             [
-                one.name,
+                shown(one.name, 200),
                 percent(one.first),
                 percent(one.second),
                 percent(one.first - one.second),

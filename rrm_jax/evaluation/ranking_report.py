@@ -6,6 +6,7 @@ Axis: C candidates. Labels and ids are untrusted text: shown as text, whatever t
 import dataclasses
 import itertools
 import math
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -209,8 +210,12 @@ def as_code(text: str, width: int) -> str:
     return "`" + (shown(text, width).replace("`", "'").replace("|", "\\|") or " ") + "`"
 
 
+_BARE_PIPE = re.compile(r"(?<!\\)\|")
+
+
 def table(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     """A Markdown table with its columns aligned; the first row is the heading, the first `left` columns are text."""
+    rows = [[_BARE_PIPE.sub(r"\|", cell) for cell in row] for row in rows]
     widths = [max(3, *(columns(row[at]) for row in rows)) for at in range(len(rows[0]))]
 
     def line(row: Sequence[str]) -> str:

@@ -100,7 +100,8 @@ def wilson_interval(share: float, n: int, z: float = _NORMAL) -> Interval:
         return Interval(math.nan, math.nan, math.nan, 0)
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Interval(share, middle - half, middle + half, n)
+    # Of all or none, one end is the share itself, which rounding would miss.
+    return Interval(share, middle - half if share > 0 else 0.0, middle + half if share < 1 else 1.0, n)
 
 
 def newcombe_interval(a: Interval, b: Interval) -> Interval:

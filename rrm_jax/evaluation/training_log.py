@@ -80,7 +80,8 @@ def headline(log: TrainingLog) -> list[str]:
     lines = [f"step {log.step} of {steps} ({state})"]
     held_out = [_change(log, "eval", *about) for about in _HELD_OUT]
     if any(held_out):
-        lines.append("held out, both orders: " + "; ".join(filter(None, held_out)))
+        shown_how = "" if log.settings.get("task") == "policy" else ", both orders"
+        lines.append(f"held out{shown_how}: " + "; ".join(filter(None, held_out)))
     training = [_change(log, "train", *about) for about in _TRAINING]
     if any(training):
         lines.append("in training: " + "; ".join(filter(None, training)))

@@ -56,7 +56,7 @@ def _page(logs: Sequence[TrainingLog]) -> str:
     parts.append(picture(draw(logs), "Curves of the metrics below, by step"))
     if len(logs) > 1:
         parts.append("<h2>Settings that differ</h2>" + table(settings_that_differ(logs)))
-    for kind, words in (("eval", "Held out, both orders"), ("train", "Training")):
+    for kind, words in (("eval", "Held out"), ("train", "Training")):
         values = last_values(logs, kind)
         if len(values) > 1:
             parts.append(f"<h2>{words}: first and last values</h2>{table(values)}")

@@ -83,11 +83,12 @@ def count(studies: Mapping[str, StudyConfig], assumed: Assumed) -> tuple[list[As
 
 
 def _of_posttraining(study: PosttrainConfig, assumed: Assumed) -> Iterator[Asked]:
-    """Labels of pairs in both orders, and the comparisons of runs' tournaments: of every row, no responses equal."""
+    """Labels of pairs in both orders, and the comparisons of the tournaments of runs that the study trains: of every
+    row, no responses equal."""
     if study.pairs is not None:
         rows = min(_rows(study.pairs.questions, assumed.queries), study.pairs.limit or 2**62)
         yield Asked(study.pairs.judge, None, 2 * rows, 2 * rows)
-    for run in study.runs.values():
+    for run in study.runs.values() if study.train else ():
         policy, rollout, judge = run.settings["policy"], run.settings["rollout"], run.settings["policy"]["judge"]
         if run.settings["method"] != "grpo" or judge is None or policy["reward"] not in ("tournament", "mixed"):
             continue
@@ -136,7 +137,7 @@ def _of_benchmark(
         sizes = [len(item.games) or len(item.responses) for item in items]
     else:
         rows = sum(benchmark.rows.values()) or assumed.pairs
-        sizes = [1 if benchmark.kind == "pairs" else PUBLISHED_CANDIDATES] * rows
+        sizes = [benchmark.games if benchmark.kind == "pairs" else PUBLISHED_CANDIDATES] * rows
     for at, size in enumerate(sizes[: study.limit]):
         games = size
         if benchmark.kind == "best-of-n":

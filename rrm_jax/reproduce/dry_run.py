@@ -11,6 +11,7 @@ from rrm_jax.parallel.accelerators import Accelerator
 from rrm_jax.parallel.serving_cost import ServingCost, serving_cost
 from rrm_jax.reproduce.config import Assumed, ReproduceConfig, studies_of
 from rrm_jax.reproduce.counting import Asked, count
+from rrm_jax.studies.config import BenchmarksConfig, PosttrainConfig, StudyConfig
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.training_cost import training_cost
 
@@ -30,13 +31,15 @@ class Line:
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """`new` are the votes that each study draws; `training` the device-hours of runs that the studies read, and that
-    `rrm reproduce` does not start. `missing` are files that were assumed."""
+    `rrm reproduce` does not start; `read` names, by study, runs of policies that it does not start either. `missing`
+    are files that were assumed."""
 
     seeds: int
     accelerator: Accelerator
     lines: tuple[Line, ...]
     new: dict[str, int]
     training: dict[str, float]
+    read: dict[str, tuple[str, ...]]
     missing: tuple[str, ...]
 
     @property
@@ -62,12 +65,23 @@ def dry_run(config: ReproduceConfig, accelerator: Accelerator) -> Plan:
     asked, new = count(studies, assumed)
     lines = [_line(one, assumed, accelerator, seeds) for one in asked]
     training = {name: _training(path, assumed, accelerator) for name, path in assumed.training.items()}
-    files = {path for study in studies.values() for path in study.files().values()}
+    read = {
+        name: tuple(study.runs)
+        for name, study in studies.items()
+        if isinstance(study, PosttrainConfig) and not study.train
+    }
+    files = {path for study in studies.values() for path in _files(study)}
     made = f"{config.output}/seed-"
-    missing = sorted(path for path in files if not path.startswith(made) and not Path(path).is_file())
-    return Plan(
-        seeds, accelerator, tuple(lines), {name: seeds * votes for name, votes in new.items()}, training, tuple(missing)
-    )
+    missing = sorted(path for path in files if not path.startswith(made) and not Path(path).exists())
+    new = {name: seeds * votes for name, votes in new.items()}
+    return Plan(seeds, accelerator, tuple(lines), new, training, read, tuple(missing))
+
+
+def _files(study: StudyConfig) -> list[str]:
+    """All that it reads, also what it would do without."""
+    if isinstance(study, BenchmarksConfig):
+        return [one.data for one in study.benchmarks.values()]
+    return list(study.files().values())
 
 
 def _line(asked: Asked, assumed: Assumed, accelerator: Accelerator, seeds: int) -> Line:
@@ -124,13 +138,15 @@ def remarks(plan: Plan, assumed: Assumed) -> list[str]:
     ]
     if plan.missing:
         lines.append(
-            f"Not there, and assumed to have {assumed.pairs:,} pairs or {assumed.queries:,} queries of "
-            f"{assumed.candidates} candidates: {', '.join(plan.missing)}"
+            f"Not there, and assumed to have as many rows as are published, else {assumed.pairs:,} pairs or "
+            f"{assumed.queries:,} queries of {assumed.candidates} candidates: {', '.join(plan.missing)}"
         )
     for name, hours in plan.training.items():
         lines.append(
             f"Not included, as it is rrm train's: the training run of {name}, some {_hours(hours)} device-hours."
         )
+    for name, runs in plan.read.items():
+        lines.append(f"Not included, as they are rrm train's: the runs {', '.join(runs)} of {name}, and their judge.")
     return lines
 
 

@@ -34,7 +34,7 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Reproduced:
-    """Every study, in the report's order; `seconds` by step, of this call; malformed rows that were passed over."""
+    """Every study, in the report's order; `seconds` by step, of this call; rows that were passed over."""
 
     sections: tuple[Section, ...]
     seconds: dict[str, float]

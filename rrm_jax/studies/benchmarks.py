@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rrm_jax.errors import RrmError
 from rrm_jax.evaluation.benchmarks import (
     Benchmark,
@@ -19,10 +21,13 @@ from rrm_jax.evaluation.benchmarks import (
     load,
     score,
 )
-from rrm_jax.evaluation.eval_job import order_of, policy_of
+from rrm_jax.evaluation.benchmarks.harness import table_of
+from rrm_jax.evaluation.benchmarks.scores import COUNTS
+from rrm_jax.evaluation.benchmarks.scores import Table as ScoreTable
+from rrm_jax.evaluation.eval_job import Picking, order_of, policy_of
 from rrm_jax.evaluation.figures import COLOURS
+from rrm_jax.evaluation.ranking_report import shown
 from rrm_jax.evaluation.statistics import Interval, Paired
-from rrm_jax.ranking.entry import parse_entry
 from rrm_jax.studies.common import Session
 from rrm_jax.studies.config import BenchmarksConfig
 from rrm_jax.studies.pooling import Total
@@ -77,27 +82,18 @@ class Judged:
 @dataclasses.dataclass(frozen=True)
 class Found:
     """`results` has every score that is shown, `judged` what they rest on, both by benchmark and then by judge;
-    `left_out` names the benchmarks whose data are not here."""
+    `left_out` names the benchmarks whose data are not here, and `partial` says of which only some rows are."""
 
     results: tuple[Result, ...]
     judged: tuple[Judged, ...]
     left_out: tuple[str, ...]
+    partial: tuple[str, ...]
 
 
 def find(config: BenchmarksConfig, session: Session) -> Found:
     """Has every judge judge every benchmark whose data are here, and scores them as published. RrmError where none is
     here."""
-    loaded: dict[str, Loaded] = {}
-    for name, asked in config.benchmarks.items():
-        if Path(asked.data).exists():
-            how = {"split": asked.split, "groups": asked.groups, "report": session.report}
-            of = load(asked.benchmark or name, asked.data, **how)
-            loaded[name] = dataclasses.replace(of, items=of.items[: config.limit])
-            session.skipped += of.skipped
-        else:
-            session.report(f"{name} is left out: there is no {asked.data}")
-    if not loaded:
-        raise RrmError(f"there are no data of any of the benchmarks {', '.join(config.benchmarks)}")
+    loaded, partial = _load(config, session)
     # A judge after another: only one is held in memory.
     said = {
         judge: {name: _ask(config, session, name, judge, of) for name, of in loaded.items()} for judge in config.judges
@@ -112,12 +108,44 @@ def find(config: BenchmarksConfig, session: Session) -> Found:
             against = None
             if config.baseline is not None and config.baseline != judge:
                 against = _compare(config, of, verdicts, said[config.baseline][name].verdicts, policy)
-            counts = {key: int(scores[0].counts[key]) for key in COUNTED}
+            counts = _counted(table_of(of.benchmark, of.items, verdicts, policy))
             judged.append(
                 Judged(name, judge, len(of.items), len(said[judge][name].not_judged), against=against, **counts)
             )
     left_out = tuple(name for name in config.benchmarks if name not in loaded)
-    return Found(tuple(results), tuple(judged), left_out)
+    return Found(tuple(results), tuple(judged), left_out, tuple(partial))
+
+
+def _load(config: BenchmarksConfig, session: Session) -> tuple[dict[str, Loaded], list[str]]:
+    """The benchmarks whose data are here, and what of their rows is not judged. RrmError for what no judge can be asked
+    about."""
+    loaded: dict[str, Loaded] = {}
+    partial: list[str] = []
+    for name, asked in config.benchmarks.items():
+        benchmark = benchmark_of(asked.benchmark or name)
+        if benchmark.kind == "answers" or benchmark.takes_answers:
+            raise RrmError(f"{name}: {benchmark.name} has no responses of its own to be judged; see rrm eval --help")
+        Picking(asked.strategy).entry()
+        if not Path(asked.data).exists():
+            session.report(f"{name} is left out: there is no {asked.data}")
+            continue
+        how = {"split": asked.split, "groups": asked.groups, "report": session.report}
+        of = load(benchmark.name, asked.data, **how)
+        session.skipped += of.skipped
+        missing = of.missing.items()
+        partial += [f"{name}: {group}, {there} of the {all} published rows" for group, (there, all) in missing]
+        if config.limit is not None and config.limit < len(of.items):
+            partial.append(f"{name}: only its first {config.limit} items (limit)")
+        loaded[name] = dataclasses.replace(of, items=of.items[: config.limit])
+    if not loaded:
+        raise RrmError(f"there are no data of any of the benchmarks {', '.join(config.benchmarks)}")
+    return loaded, partial
+
+
+def _counted(table: ScoreTable) -> dict[str, int]:
+    """COUNTED of all that was asked, whatever a score is made of."""
+    rows = np.concatenate(list(table.counts.values())).sum(axis=0)
+    return {key: int(rows[COUNTS.index(key)]) for key in COUNTED}
 
 
 def _ask(config: BenchmarksConfig, session: Session, name: str, judge: str, loaded: Loaded) -> Outcome:
@@ -125,10 +153,17 @@ def _ask(config: BenchmarksConfig, session: Session, name: str, judge: str, load
     opened = session.judge(
         f"{judge}, {name}", config.judges[judge], votes=asked.votes, order=order_of(loaded.benchmark, asked.order)
     )
-    return judge_items(
-        opened, loaded.benchmark, loaded.items, session.log, entry=parse_entry(asked.strategy) if best_of_n else None,
-        seed=config.seed, advance=session.advance,
-    )  # fmt: skip
+    entry = Picking(asked.strategy).entry() if best_of_n else None
+    outcome = judge_items(
+        opened, loaded.benchmark, loaded.items, session.log, entry=entry, seed=config.seed, advance=session.advance
+    )
+    why = next(iter(outcome.not_judged.values()), "")
+    if outcome.given_up:
+        raise RrmError(f"{judge}, {name}: {len(outcome.not_judged)} item(s) were not judged; the first: {why}")
+    if outcome.not_judged:
+        session.report(f"{judge}, {name}: {len(outcome.not_judged)} item(s) were not judged; the first: {why}")
+        session.skipped += len(outcome.not_judged)
+    return outcome
 
 
 def _results(benchmark: str, judge: str, scores: Sequence[Score]) -> list[Result]:
@@ -173,6 +208,7 @@ def report(config: BenchmarksConfig, found: Found, seeds: Sequence[int]) -> Repo
             "p: McNemar's exact test where every item is right or wrong, else the paired bootstrap's"
             + ("." if len(seeds) == 1 else "; over seeds no smaller than a t-test's over their differences."),
             *(f"{name} was not judged: its data are not there." for name in found.left_out),
+            *(f"Not the whole benchmark: {what}." for what in found.partial),
             *(f"{name}: {why}" for name in names if (why := known[name].unverified)),
         ],
         lambda figure: _draw(figure, found, config.title),
@@ -187,7 +223,9 @@ def _scores(found: Found, name: str) -> Table:
     by = {(one.score, one.depth, one.judge): percent(one.value) for one in mine}
     scores = dict.fromkeys((one.score, one.depth) for one in mine)
     rows = [["score", *judges]]
-    rows += [["– " * depth + text, *(by.get((text, depth, judge), "–") for judge in judges)] for text, depth in scores]
+    for text, depth in scores:
+        values = (by.get((text, depth, judge), "–") for judge in judges)
+        rows.append(["– " * depth + shown(text, 100), *values])
     return Table(name, rows)
 
 

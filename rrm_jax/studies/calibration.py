@@ -163,11 +163,16 @@ def _says(found: Sequence[Reliability]) -> list[Claim]:
     return [
         told(
             f"{one.judge} by {one.measure}: {100 * one.sure:.1f} % sure and {100 * one.right.estimate:.1f} % right on "
-            f"average, {'surer than it is right' if one.sure > one.right.estimate else 'less sure than it is right'}; "
-            f"calibration error {percent(one.error)}.",
+            f"average{_surer(one)}; calibration error {percent(one.error)}.",
         )
         for one in found
     ]
+
+
+def _surer(one: Reliability) -> str:
+    if round(one.sure, 3) == round(one.right.estimate, 3):
+        return ""
+    return ", surer than it is right" if one.sure > one.right.estimate else ", less sure than it is right"
 
 
 def _overall(found: Sequence[Reliability]) -> list[list[str]]:
@@ -207,7 +212,8 @@ def _draw(figure: "Figure", found: Sequence[Reliability]) -> None:
         )  # fmt: skip
         step = 100 * (one.bins[0].high - one.bins[0].low)
         places = [100 * of.low + step * (0.1 + width * (at + 0.5)) for of in bins]
-        shares = [100 * of.right.n / one.pairs for of in bins]
+        pairs = sum(of.right.n for of in bins)  # `one.pairs` is of all seeds, which may have had the same ones
+        shares = [100 * of.right.n / pairs for of in bins]
         right.bar(places, shares, step * width * 0.95, color=colour, label=name)
     finish(left, "Reliability", "how sure, %", "how often right, %")
     finish(right, "How often so sure", "how sure, %", "pairs, %")

@@ -27,8 +27,8 @@ class OpenJudge(Protocol):
 class Session:
     """One run of a study: the store of all its votes (None: it only reads), and what happened on the way.
 
-    `skipped` counts malformed rows, which `report` is told of; `settings` are those of every judge that was asked.
-    `logs` are further files to write, by name: their rows, as JSON lines.
+    `skipped` counts rows that are malformed or that a judge could not judge, which `report` is told of; `settings` are
+    those of every judge that was asked. `logs` are further files to write, by name: their rows, as JSON lines.
     """
 
     seed: int

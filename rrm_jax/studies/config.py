@@ -80,7 +80,7 @@ class BenchmarkConfig(Config):
     order: Literal["random", "given", "both"] | None = None
     """Which response is shown first; as published without it."""
     strategy: str = "knockout"
-    """Of best-of-N, as `rrm rank` takes it."""
+    """Of best-of-N, as `rrm rank` takes it; the votes of a comparison are `votes`."""
 
 
 class BenchmarksConfig(JudgingConfig):

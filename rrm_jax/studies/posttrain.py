@@ -11,7 +11,7 @@ from rrm_jax.studies.common import Session
 from rrm_jax.studies.config import PosttrainConfig, TrainingRunConfig
 from rrm_jax.studies.dynamics import Curve, compute, draw, learned, rows_of
 from rrm_jax.studies.posttrain_pairs import make_pairs
-from rrm_jax.studies.report import Claim, Outcome, Report, Table, brackets, claim, percent, points
+from rrm_jax.studies.report import Claim, Report, Table, brackets, claim, percent, points
 from rrm_jax.training.policy_config import PolicyConfig
 
 PANELS = (
@@ -56,6 +56,9 @@ class Found:
 def find(config: PosttrainConfig, session: Session) -> Found:
     """Trains what is not trained yet, in the order: runs that come before, pairs, runs. Goes on where a killed study
     stopped."""
+    for name, run in config.runs.items():
+        if run.settings["data"]["eval"] is None:
+            raise RrmError(f"the run {name} has no data.eval, whose answers are what is compared here")
     for name, run in config.before.items():
         _finish(name, run, config, session)
     counts: dict[str, float] = {}
@@ -143,10 +146,6 @@ def _pairs_table(pairs: dict[str, float]) -> list[Table]:
     return [Table("Pairs of the policy's own responses", rows)]
 
 
-def _gain(one: Trained) -> Claim:
-    return claim(f"{one.name}: held-out answers get better", one.gain, _evidence(one))
-
-
 def _no_gain(one: Trained) -> Claim:
-    outcome: Outcome = "contradicted" if one.gain.low > 0 else "shown"
-    return Claim(f"{one.name}: held-out answers do not get better", outcome, _evidence(one))
+    lost = Interval(-one.gain.estimate, -one.gain.high, -one.gain.low, one.gain.n)
+    return claim(f"{one.name}: held-out answers do not get better", lost, _evidence(one))

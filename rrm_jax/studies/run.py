@@ -95,7 +95,8 @@ def run_study(
 
 
 class Ran(NamedTuple):
-    """The Markdown, the numbers, and how many malformed rows were passed over."""
+    """The Markdown, the numbers, and how many rows were passed over: malformed ones, and of benchmarks
+    those that a judge could not judge."""
 
     text: str
     found: Any

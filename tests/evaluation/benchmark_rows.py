@@ -57,3 +57,13 @@ def ppe_row(at: int, right: set[int], prompt: str = "Question: {} ?") -> dict:
     wrong = [c for c in range(32) if c not in right]
     row["sampled_conflict_pairs"] = [[sorted(right)[0], wrong[0]], [wrong[1], sorted(right)[-1]]]
     return row | {f"response_{c + 1}": f"response {c} to {at}" for c in range(32)}
+
+
+def rm_bench_rows() -> list[dict]:
+    domains = ["chat", "math", "code", "safety-refuse", "safety-response", "safety-response"]
+    return [
+        {
+            "id": at, "prompt": "?", "chosen": ["c1", "c2", "c3"], "rejected": ["r1", "r2", "r3"], "domain": domain,
+        }
+        for at, domain in enumerate(domains)
+    ]  # fmt: skip

@@ -5,9 +5,10 @@ import pytest
 from scipy.optimize import minimize
 
 from rrm_jax.errors import RrmError
-from rrm_jax.evaluation.benchmarks import Ballot, load, score
+from rrm_jax.evaluation.benchmarks import Ballot, benchmark_of, load, score
 from rrm_jax.evaluation.benchmarks.arena_hard import CONTROLLED, WIN_RATE, fill
 from rrm_jax.evaluation.benchmarks.base import Policy
+from rrm_jax.evaluation.eval_job import policy_of
 from rrm_jax.evaluation.length_control import RIDGE, equal_length_rate, fit, sigmoid
 from tests.evaluation.benchmark_rows import by_name, write_rows
 
@@ -74,6 +75,11 @@ def test_win_rates_by_hand(items):
         (1 + 1 / 2 + 3 / 8 + 3 / 4) / 4
     )
     assert 0 < named[CONTROLLED].low <= named[CONTROLLED].value <= named[CONTROLLED].high < 1
+
+
+def test_there_is_no_rule_for_ties(items):
+    with pytest.raises(RrmError, match="arena-hard has no --ties"):
+        policy_of(benchmark_of("arena-hard"), ties="0")
 
 
 def test_first_version(tmp_path):

@@ -9,10 +9,21 @@ from scipy.stats import binomtest
 
 from rrm_jax.data.records import Pair
 from rrm_jax.errors import RrmError
-from rrm_jax.evaluation.benchmarks import BENCHMARKS, Ballot, Policy, Score, compare, load, read_verdict_file, score
-from rrm_jax.evaluation.benchmarks.harness import table_of
+from rrm_jax.evaluation.benchmarks import (
+    BENCHMARKS,
+    Ballot,
+    Policy,
+    Score,
+    benchmark_of,
+    compare,
+    load,
+    read_verdict_file,
+    score,
+)
+from rrm_jax.evaluation.benchmarks.harness import pair_of, table_of
+from rrm_jax.evaluation.statistics import wilson_interval
 from rrm_jax.judging.judge import content_digest
-from tests.evaluation.benchmark_rows import both, given, write_rows
+from tests.evaluation.benchmark_rows import both, by_name, given, rm_bench_rows, write_rows
 
 
 @pytest.fixture
@@ -51,6 +62,9 @@ def test_orders_count_as_told(pairs):
     drawn = accuracy(pairs, said, order="random")
     assert drawn.counts["votes"] == 40
     assert accuracy(pairs, said, order="both").counts["consistent"] == 10
+    turned = {str(at): (both(1, 1)[0][1:],) for at in range(40)}
+    with pytest.raises(RrmError, match=r"order given: game '\d+' was not judged as it stands"):
+        accuracy(pairs, turned, order="given")
     with pytest.raises(RrmError, match="not judged in both orders"):
         accuracy(pairs, {"0": given(1)}, order="both")
 
@@ -144,6 +158,45 @@ def test_verdict_files_of_something_else(pairs, tmp_path):
     (tmp_path / "v.json").write_text("{", encoding="utf-8")
     with pytest.raises(RrmError, match="neither JSON nor JSON lines"):
         read_verdict_file(pairs.benchmark, pairs.items, tmp_path / "v.json")
+
+
+def test_two_runs_in_one_file_are_refused(pairs, tmp_path):
+    """Not the last one's verdicts taken."""
+    pair = pair_of(pairs.items[0], pairs.items[0].games[0])
+    twice = write_rows(tmp_path / "twice.jsonl", [judged_row(pair), judged_row(pair)])
+    with pytest.raises(RrmError, match=r"row 2: '0' was judged in an earlier row as well"):
+        read_verdict_file(pairs.benchmark, pairs.items, twice)
+    row = {"pair_id": "a", "judgments": [{"decision": "A>B"}]}
+    with pytest.raises(RrmError, match="the pair 'a' appears twice"):
+        read_verdict_file(benchmark_of("judgebench"), pairs.items, write_rows(tmp_path / "j.jsonl", [row, row]))
+    row = {"idx": 0, "gpt_result": "1"}
+    with pytest.raises(RrmError, match="the idx 0 appears twice"):
+        read_verdict_file(benchmark_of("pandalm"), pairs.items, write_rows(tmp_path / "p.jsonl", [row, row]))
+
+
+def test_of_all_right_a_weighted_mean_is_no_surer_than_its_parts(tmp_path):
+    """RM-Bench's: Wilson's of n prompts for each of the 9 games of the same prompts; domains in quadrature."""
+    rows = [row | {"id": str(at), "domain": "chat" if at < 4 else "math"} for at, row in enumerate(rm_bench_rows())]
+    loaded = load("rm-bench", write_rows(tmp_path / "total_dataset.json", rows))
+    said = {item.id: given(*[1] * 9) for item in loaded.items}
+    named = by_name(score(loaded.benchmark, loaded.items, said, samples=20))
+    widths = [1 - wilson_interval(1.0, n).low for n in (4, 2)]
+    assert [1 - named[name].low for name in ("Chat", "Math")] == pytest.approx(widths)
+    assert 1 - named["All games alike"].low == pytest.approx(1 - wilson_interval(1.0, 6).low)
+    overall = next(one for name, one in named.items() if name.startswith("Overall"))
+    assert 1 - overall.low == pytest.approx(math.hypot(*widths) / 2)
+    assert overall.high == 1
+
+
+def test_what_is_left_out_is_not_among_a_means_items(tmp_path):
+    rows = [row | {"id": str(at), "domain": "chat"} for at, row in enumerate(rm_bench_rows())]
+    loaded = load("rm-bench", write_rows(tmp_path / "total_dataset.json", rows))
+    said = {item.id: given(*[None if at < 2 else 1] * 9) for at, item in enumerate(loaded.items)}
+    out = Policy(invalid="exclude")
+    named = by_name(score(loaded.benchmark, loaded.items, said, out, samples=20))
+    assert {one.items for one in named.values()} == {4}
+    right = {item.id: given(*[1] * 9) for item in loaded.items}
+    assert {one.items for one in compare(loaded.benchmark, loaded.items, said, right, out)} == {4}
 
 
 def test_what_is_left_out_makes_nothing_surer(pairs):

@@ -4,7 +4,15 @@ import pytest
 
 from rrm_jax.errors import RrmError
 from rrm_jax.evaluation.benchmarks import Pick, load, read_verdict_file, score
-from tests.evaluation.benchmark_rows import by_name, given, judgebench_rows, ppe_row, rewardbench2_rows, write_rows
+from tests.evaluation.benchmark_rows import (
+    by_name,
+    given,
+    judgebench_rows,
+    ppe_row,
+    rewardbench2_rows,
+    rm_bench_rows,
+    write_rows,
+)
 
 
 def test_judgebench_by_hand(tmp_path):
@@ -25,16 +33,6 @@ def test_judgebench_by_hand(tmp_path):
     assert named["Coding (livecodebench)"].value == 0
     counts = named["Overall"].counts
     assert (counts["votes"], counts["invalid"], counts["both_orders"], counts["consistent"]) == (10, 3, 5, 1)
-
-
-def rm_bench_rows() -> list[dict]:
-    domains = ["chat", "math", "code", "safety-refuse", "safety-response", "safety-response"]
-    return [
-        {
-            "id": at, "prompt": "?", "chosen": ["c1", "c2", "c3"], "rejected": ["r1", "r2", "r3"], "domain": domain,
-        }
-        for at, domain in enumerate(domains)
-    ]  # fmt: skip
 
 
 def test_rm_bench_by_hand(tmp_path):

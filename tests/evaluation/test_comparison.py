@@ -90,9 +90,19 @@ def test_the_terminal_obeys_no_name(outs):
 def test_parts_of_the_same_name_stay_apart(tmp_path):
     scores = [score("One", 0.1, [score("hard", 0.2)]), score("Two", 0.3, [score("hard", 0.4)])]
     (line,), _ = read_line(str(write(tmp_path / "e", "bench", {"j": scores})), 2)
-    assert {name: cell.value for (_, name), cell in line.cells.items()} == {
-        "One": 0.1, "hard": 0.2, "Two": 0.3, "Two: hard": 0.4,
+    assert {" / ".join(path): cell.value for (_, path), cell in line.cells.items()} == {
+        "One": 0.1, "One / hard": 0.2, "Two": 0.3, "Two / hard": 0.4,
     }  # fmt: skip
+    # In another evaluation of the benchmark, another score is the first to have a part of that name.
+    write(tmp_path / "f", "bench", {"j": scores[1:]}, [{"who": "O", "where": "w", "scores": {"One": 50, "hard": 9}}])
+    text = compare(f"E={tmp_path / 'e'}", f"F={tmp_path / 'f'}", "--depth", "2", "--format", "markdown")
+    assert text.splitlines() == [
+        "| % | One | One / hard | Two | Two / hard |",
+        "|---|---:|---:|---:|---:|",
+        "| E | 10.0 | 20.0 | **30.0** | **40.0** |",
+        "| F | – | – | **30.0** | **40.0** |",
+        "| O (published: w) | – | – | – | 9.0 |",
+    ]
 
 
 def test_what_cannot_be_compared(outs, tmp_path):

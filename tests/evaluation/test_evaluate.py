@@ -10,12 +10,12 @@ import pytest
 from rrm_jax.data.tokenizer import Tokenizer
 from rrm_jax.data.word_tokenizer import write_word_tokenizer
 from rrm_jax.errors import RrmError
-from rrm_jax.evaluation.benchmarks import BENCHMARKS, Loaded, load
+from rrm_jax.evaluation.benchmarks import BENCHMARKS, Loaded, judge_items, load
 from rrm_jax.evaluation.eval_job import Job, Picking, most_comparisons, order_of, policy_of
 from rrm_jax.evaluation.evaluate import judge_benchmark, score_file
 from rrm_jax.judging.judge import Judge
 from rrm_jax.judging.template import load_template
-from rrm_jax.sampling.protocol import Decoding
+from rrm_jax.sampling.protocol import Decoding, Request
 from tests.judging.fake_generator import FakeGenerator, prefers
 
 
@@ -91,6 +91,23 @@ def test_a_benchmark_is_judged_and_its_file_scores_alike(pairs, generator, tmp_p
     again = score_file(Job(pairs, job.policy, resamples=100), tmp_path / "out.judged.jsonl")
     assert again.scores["judge"] == found.scores["judge"]
     assert again.votes is None
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_requests_that_fail_here_and_there_are_no_dead_backend(pairs, tokenizer, few):
+    """What is in between is judged; where all fail from the tenth on, the rest is given up."""
+
+    def answer(prompt: str, request: Request) -> str:
+        at = next(at for at in reversed(range(20)) if f"q{at}" in prompt)
+        if at in (2, 9, 10, 15) if few else at >= 10:
+            raise RrmError("refused")
+        return prefers("good")(prompt, request)
+
+    judge = judge_of(FakeGenerator(tokenizer, answer, 1), pairs)
+    outcome = judge_items(judge, pairs.benchmark, pairs.items)
+    assert outcome.given_up is not few
+    assert {*outcome.not_judged} == ({"2", "9", "10", "15"} if few else {str(at) for at in range(10, 20)})
+    assert {*outcome.verdicts} | {*outcome.not_judged} == {item.id for item in pairs.items}
 
 
 def test_benchmarks_that_share_a_store_share_votes(pairs, generator, tmp_path):

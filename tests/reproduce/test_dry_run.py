@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from typer.testing import CliRunner
 
@@ -8,6 +10,7 @@ from rrm_jax.parallel.accelerators import accelerator
 from rrm_jax.parallel.serving_cost import serving_cost
 from rrm_jax.reproduce.config import load
 from rrm_jax.reproduce.dry_run import dry_run, remarks, rows
+from tests.evaluation.benchmark_rows import rm_bench_rows
 
 STUDY = (
     "output: studies/reasoning\nbaseline: direct\npairs: data/pairs.jsonl\njudges:\n"
@@ -77,3 +80,36 @@ def test_what_is_not_there_is_told_and_the_exit_code_is_1(path):
     assert done.exit_code == 1
     with open("out/report.md") as file:
         assert "reasoning, seed 1: there is no file data/pairs.jsonl" in file.read()
+
+
+BENCHMARKS = """
+output: studies/benchmarks
+judges: {a: {model: a}}
+benchmarks:
+  rm-bench: {data: rows/total_dataset.json}
+  ppe-math: {data: data/ppe}
+  mine: {benchmark: pairs, data: data/mine.jsonl}
+"""
+
+
+def test_benchmarks_are_counted_by_their_games_whether_they_are_there_or_not(path, tmp_path):
+    """RM-Bench has 9 games a prompt, of PPE 5 pairs a prompt are published, of 512 prompts; pairs are assumed."""
+    (tmp_path / "b.yaml").write_text(BENCHMARKS)
+    config = load(path, ["studies={benchmarks: b.yaml}", "seeds=[0]", "assumed.pairs=6"], only=["benchmarks"])
+    plan = dry_run(config, accelerator("h100"))
+    assert plan.new == {"benchmarks": 6 * 9 + 512 * 5 + 6}
+    assert plan.missing == ("data/mine.jsonl", "data/ppe", "rows/total_dataset.json")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "total_dataset.json").write_text(json.dumps(rm_bench_rows()))
+    assert len(rm_bench_rows()) == 6
+    there = dry_run(config, accelerator("h100"))
+    assert there.new == plan.new
+    assert there.missing == ("data/mine.jsonl", "data/ppe")
+
+
+def test_votes_of_runs_that_a_study_only_reads_are_not_its_own():
+    """The paper's scale: `train: false`."""
+    config = load("rrm-7b", [], only=["posttrain-rl"])
+    plan = dry_run(config, accelerator("h100"))
+    assert (plan.votes, plan.new, plan.lines) == (0, {"posttrain-rl": 0}, ())
+    assert any("the runs tournament, verifier, coin of posttrain-rl" in line for line in remarks(plan, config.assumed))

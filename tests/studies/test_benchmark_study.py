@@ -57,3 +57,65 @@ def test_what_cannot_be(letters, config):
     gone = [f"benchmarks.{name}.data=gone" for name in ("pairs", "best-of-n")]
     with pytest.raises(RrmError, match="no data of any of the benchmarks pairs, best-of-n, pandalm"):
         run_study("benchmarks", study_config("benchmarks", config, gone), FakeJudges(letters, {}).open)
+
+
+def benchmark_study(tmp_path, name: str, rows: list[dict], **how: object) -> str:
+    path = tmp_path / "one.yaml"
+    data = write_rows(tmp_path / "one.jsonl", rows)
+    settings = "".join(f", {key}: {value}" for key, value in how.items())
+    path.write_text(
+        f"output: {tmp_path / name}\nresamples: 100\njudges: {{right: {{model: right}}}}\n"
+        f"benchmarks: {{{name}: {{data: {data}{settings}}}}}\n"
+    )
+    return str(path)
+
+
+def test_all_that_was_asked_is_counted_and_what_is_missing_told(letters, tmp_path):
+    """RewardBench 2 with one prompt of three games and one of Ties, which is no part of the first score."""
+    rows = [
+        {"id": "1", "prompt": "q", "chosen": ["good"], "rejected": ["a", "b", "c"], "subset": "Math"},
+        {"id": "2", "prompt": "another", "chosen": ["good", "good one"], "rejected": ["a", "b"], "subset": "Ties"},
+    ]
+    path = benchmark_study(tmp_path, "rewardbench2", rows, votes=2)
+    judges = FakeJudges(letters, {"right": prefers("good")})
+    text, found, skipped = run_study("benchmarks", study_config("benchmarks", path), judges.open)
+    (of,) = found.judged
+    assert (of.items, of.votes, of.comparisons, judges.asked, skipped) == (2, 14, 7, 14, 0)
+    assert "Not the whole benchmark: rewardbench2: Math, 1 of the 183 published rows." in text
+    limited = study_config("benchmarks", path, ["limit=1", f"output={tmp_path / 'l'}"])
+    text, *_ = run_study("benchmarks", limited, judges.open)
+    assert "Not the whole benchmark: rewardbench2: only its first 1 items (limit)." in text
+
+
+def test_a_server_that_stays_away_ends_it_and_single_requests_do_not(letters, tmp_path):
+    pairs = [
+        {"id": str(at), "query": f"q{at}.", "response_1": "good", "response_2": "b", "label": 1} for at in range(12)
+    ]
+    path = benchmark_study(tmp_path, "pairs", pairs)
+
+    def refuses(*bad: int):
+        def answer(prompt, request):
+            if any(f"q{at}." in prompt for at in bad):
+                raise RrmError("HTTP 400")
+            return prefers("good")(prompt, request)
+
+        return FakeJudges(letters, {"right": answer}).open
+
+    with pytest.raises(RrmError, match=r"right, pairs: .* item\(s\) were not judged; the first: HTTP 400"):
+        run_study("benchmarks", study_config("benchmarks", path), refuses(*range(6, 12)))
+    told: list[str] = []
+    _, found, skipped = run_study("benchmarks", study_config("benchmarks", path), refuses(7), told.append)
+    assert (found.judged[0].not_judged, skipped) == (1, 1)
+    assert any("1 item(s) were not judged" in line for line in told)
+
+
+def test_benchmarks_without_responses_and_votes_in_a_strategy_are_refused(letters, tmp_path):
+    rows = [{"uid": "1", "category": "c", "prompt": "p"}]
+    judges = FakeJudges(letters, {"right": coin})
+    for name in ("arena-hard", "answer-math-500"):
+        with pytest.raises(RrmError, match="has no responses of its own to be judged"):
+            run_study("benchmarks", study_config("benchmarks", benchmark_study(tmp_path, name, rows)), judges.open)
+    path = benchmark_study(tmp_path, "best-of-n", rows, strategy="knockout:votes=3")
+    with pytest.raises(RrmError, match="the votes of a comparison are"):
+        run_study("benchmarks", study_config("benchmarks", path), judges.open)
+    assert judges.asked == 0

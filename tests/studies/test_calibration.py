@@ -3,9 +3,11 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from rrm_jax.errors import RrmError
-from rrm_jax.studies.calibration import compute, filled
+from rrm_jax.studies.calibration import _draw, _says, compute, filled
+from rrm_jax.studies.pooling import pool
 from rrm_jax.studies.run import run_study, study_config
 from tests.judging.fake_generator import coin
 from tests.studies.conftest import FakeJudges, good_pairs, judgment, write_rows
@@ -52,6 +54,22 @@ def test_a_calibrated_judge_has_little_error():
     found = compute("j", judgments, "probability", resamples=100)
     assert found.error.estimate < 0.03
     assert abs(found.sure - found.right.estimate) < 0.03
+
+
+def test_bars_are_shares_of_all_pairs_over_seeds_of_the_same_items_too():
+    """Two votes that agree on one pair and not on the other: half of the pairs are so sure, in 1 seed and in 3."""
+    found = compute("j", [judgment([1, 1]), judgment([1, 2])], "share of votes", 2, resamples=100)
+    for of in (found, pool([found] * 3, same_items=True), pool([found] * 3)):
+        figure = Figure()
+        _draw(figure, [of])
+        assert [bar.get_height() for bar in figure.axes[1].patches] == pytest.approx([50, 50])
+
+
+def test_as_sure_as_right_is_neither():
+    found = compute("j", [judgment([1, 1])], "share of votes", 2, resamples=100)
+    assert "sure and 100.0 % right on average; calibration" in _says([found])[0].evidence
+    wrong = compute("j", [judgment([2, 2])], "share of votes", 2, resamples=100)
+    assert "on average, surer than it is right; calibration" in _says([wrong])[0].evidence
 
 
 def test_a_study_of_votes(letters, tmp_path):

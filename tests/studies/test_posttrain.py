@@ -8,8 +8,10 @@ import yaml
 from rrm_jax.data.jsonl import Reader
 from rrm_jax.data.records import parse_labelled_pair
 from rrm_jax.errors import RrmError
+from rrm_jax.evaluation.statistics import Interval
 from rrm_jax.judging.judge import Judgment, Vote
 from rrm_jax.quickstart import world
+from rrm_jax.studies.posttrain import Trained, _no_gain
 from rrm_jax.studies.run import run_study, study_config
 from rrm_jax.training.config import TrainConfig
 from rrm_jax.training.train import train
@@ -127,3 +129,20 @@ def test_where_nothing_is_to_be_trained_an_unfinished_run_is_an_error(home):
         study_config(
             "posttrain-rl", study(home, "wrong", {"coin": {"policy": POLICY | {"reward": "coin"}}}, gains=["dice"])
         )
+
+
+@pytest.mark.parametrize(
+    ("gain", "outcome"),
+    [((0.25, -0.04, 0.49), "not shown"), ((-0.3, -0.5, -0.1), "shown"), ((0.3, 0.1, 0.5), "contradicted")],
+)
+def test_that_a_gain_is_not_seen_is_no_proof_that_there_is_none(gain, outcome):
+    """As the report's legend has it: shown is what the whole interval says."""
+    share = Interval(0.2, 0.1, 0.3, 20)
+    assert _no_gain(Trained("coin", 2, share, share, Interval(*gain, 20))).outcome == outcome
+
+
+def test_runs_without_held_out_questions_are_refused(home):
+    data = {"train": str(home / "questions.jsonl")}
+    path = study(home, "blind", {"coin": {"policy": POLICY | {"reward": "coin"}, "data": data}})
+    with pytest.raises(RrmError, match=r"the run coin has no data.eval"):
+        run_study("posttrain-rl", study_config("posttrain-rl", path), no_judge)

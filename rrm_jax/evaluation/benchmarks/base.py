@@ -123,7 +123,10 @@ class Policy:
     def counted(self, name: str, ballots: Sequence[Ballot]) -> tuple[Ballot, ...]:
         """The ballots that count of those of the game `name`, whose votes come in their order."""
         if self.order == "given":
-            return tuple(_alone(ballot) for ballot in ballots if ballot.order == "12")
+            kept = tuple(_alone(ballot) for ballot in ballots if ballot.order == "12")
+            if ballots and not kept:
+                raise RrmError(f"order given: game {name!r} was not judged as it stands, only the other way round")
+            return kept
         if self.order is None or (self.order == "random" and not asked_both(ballots)):
             return tuple(ballots)
         if not asked_both(ballots):
@@ -199,7 +202,8 @@ class Benchmark:
     """One published benchmark.
 
     `columns` are what a row must have; `parse(row, at)` makes the item of row `at` (from 0) of its file, or raises
-    RowError. `rows` are how many rows of each group are published, where that is known. `measure` gives what is counted
+    RowError. `rows` are how many rows of each group are published, where that is known, and `games` how
+    many games one mostly has. `measure` gives what is counted
     of an item, and `tree` the scores that are made of its sums. `order` and `policy` are the published convention.
     Of kind "answers" a model answers, and no judge judges; `instruction` is the line that follows a question, and
     `shuffled(seed)` the `parse` of rows whose options are shown in an order drawn by the seed. `further(table, samples,
@@ -223,6 +227,7 @@ class Benchmark:
     kind: Literal["pairs", "best-of-n", "answers"] = "pairs"
     split: str = "test"
     rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    games: int = 1
     order: OrderPolicy = "random"
     policy: Policy = Policy()
     right_first: bool = False

@@ -65,7 +65,10 @@ def _read_verdicts(content: Any, items: Sequence[Item]) -> Mapping[str, Verdicts
         said = [_SAYS.get((judgment or {}).get("decision")) for judgment in judgments]
         both = len(said) == 2
         ballots = (Ballot("12", said[0], twin=both),) + ((Ballot("21", _TURNED[said[1]], twin=True),) if both else ())
-        found.setdefault(str(row.get("judge_name", "judge")), {})[str(row.get("pair_id"))] = (ballots,)
+        of_judge, pair = found.setdefault(str(row.get("judge_name", "judge")), {}), str(row.get("pair_id"))
+        if pair in of_judge:
+            raise RowError(f"row {number}: the pair {pair!r} appears twice")
+        of_judge[pair] = (ballots,)
     return found
 
 

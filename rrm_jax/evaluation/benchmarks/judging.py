@@ -25,10 +25,12 @@ _IN_A_ROW = 3  # requests that fail one after the other, before a backend counts
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """`verdicts` of the items that were judged whole; why each other item was not judged, by its id."""
+    """`verdicts` of the items that were judged whole; why each other item was not judged, by its id. `given_up`:
+    several requests in a row failed, and no more were made."""
 
     verdicts: Mapping[str, Judged]
     not_judged: Mapping[str, str]
+    given_up: bool = False
 
 
 def judge_items(
@@ -54,7 +56,8 @@ def judge_items(
         keep(row)
         advance()
 
-    failed = _judge_pairs(judge, [pair_of(item, game) for item in items for game in item.games], log, judged)
+    pairs = [pair_of(item, game) for item in items for game in item.games]
+    failed, given_up = _judge_pairs(judge, pairs, log, judged)
     verdicts: dict[str, Judged] = {}
     not_judged = {}
     for item in items:
@@ -63,14 +66,15 @@ def judge_items(
             not_judged[item.id] = why
         else:
             verdicts[item.id] = tuple(votes[name] for name in names)
-    return Outcome(verdicts, not_judged)
+    return Outcome(verdicts, not_judged, given_up)
 
 
 def _judge_pairs(
     judge: Judge, pairs: Sequence[Pair], log: VoteLog | None, use: Callable[[Judgment], None]
-) -> dict[str, str]:
-    """Why pairs were not judged, by id. After a failure the rest is begun again; one that fails by itself is given up,
-    and all that are left when several have done so in a row: then nobody answers any more."""
+) -> tuple[dict[str, str], bool]:
+    """Why pairs were not judged, by id, and whether the backend was given up. After a failure the rest is begun again;
+    one that fails by itself is left out, and all that are left when several have done so in a row: then nobody answers
+    any more."""
     todo = collections.OrderedDict((pair.id, pair) for pair in pairs)
     failed: dict[str, str] = {}
 
@@ -90,6 +94,7 @@ def _judge_pairs(
         if why is None:
             break
         if len(todo) < left:
+            in_a_row = 0
             continue
         first = next(iter(todo.values()))
         why = run([first])
@@ -100,9 +105,8 @@ def _judge_pairs(
         del todo[first.id]
         in_a_row += 1
         if in_a_row == _IN_A_ROW:
-            failed |= dict.fromkeys(todo, f"the backend was given up: {why}")
-            break
-    return failed
+            return failed | dict.fromkeys(todo, f"the backend was given up: {why}"), True
+    return failed, False
 
 
 def best_of_each(
@@ -161,4 +165,5 @@ def _pick(judge, benchmark, items, log, entry, invalid, seed, keep, advance) -> 
     results = [dataclasses.asdict(one.result) for one in ranked]
     for result in results:
         keep(result | {"benchmark": benchmark.name})
-    return Outcome({result["id"]: pick_of(result) for result in results}, not_judged)
+    picks = {result["id"]: pick_of(result) for result in results}
+    return Outcome(picks, not_judged, given_up=in_a_row == _IN_A_ROW)

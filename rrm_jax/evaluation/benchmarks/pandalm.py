@@ -86,7 +86,7 @@ def _of_classes(name: str, groups: Sequence[str], what: str) -> Node:
         weights = labels if what == "weighted F1" else there.astype(float)
         return divide(np.sum(values * weights, axis=-1), np.sum(weights, axis=-1))
 
-    return Node(name, tuple(groups), of)
+    return Node(name, tuple(groups), of, below=1)
 
 
 def _tree(table: Table) -> tuple[Node, ...]:
@@ -113,12 +113,14 @@ def _read_verdicts(content: Any, items: Sequence[Item]) -> Mapping[str, Verdicts
     key = next((key for key in _RESULTS if key in content[0]), None)
     if key is None:
         return None
-    said = {}
+    said: dict[str, Judged] = {}
     for number, row in enumerate(content, start=1):
         result = row.get(key)
         if isinstance(result, bool) or result not in _RESULTS[key]:
             raise RowError(f"row {number}: {key} must be one of {', '.join(map(repr, _RESULTS[key]))}, not {result!r}")
-        said[f"pandalm/{row.get('idx')}"] = ((Ballot("12", _RESULTS[key][result]),),)
+        if (name := f"pandalm/{row.get('idx')}") in said:
+            raise RowError(f"row {number}: the idx {row.get('idx')!r} appears twice")
+        said[name] = ((Ballot("12", _RESULTS[key][result]),),)
     return {key.removesuffix("_result"): said}
 
 

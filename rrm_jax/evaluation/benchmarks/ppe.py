@@ -143,7 +143,7 @@ def _benchmarks(key: str) -> tuple[Benchmark, Benchmark]:
     pairs = Benchmark(
         name=f"ppe-{key}", what=f"right and wrong responses to {name}, in pairs",
         columns=("prompt", "scores", "sampled_conflict_pairs", *_RESPONSES), parse=of(_parse_pairs), measure=_measure,
-        tree=_tree, published=_published(_PAIRS, key, "Accuracy over pairs", _SINGLE), **common,
+        games=5, tree=_tree, published=_published(_PAIRS, key, "Accuracy over pairs", _SINGLE), **common,
     )  # fmt: skip
     candidates = Benchmark(
         name=f"ppe-{key}-best-of-n", what=f"the best of 32 responses to {name}", kind="best-of-n",

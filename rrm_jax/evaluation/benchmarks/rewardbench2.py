@@ -61,6 +61,7 @@ BENCHMARK = Benchmark(
     measure=_measure,
     tree=_tree,
     rows=ROWS,
+    games=3,
     right_first=True,
     unverified="The rows were not at hand; how many there are of each subset is as remembered. Ties: see above.",
 )

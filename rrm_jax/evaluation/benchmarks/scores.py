@@ -64,6 +64,8 @@ class Node:
     """Which number of a row is above 0 where the item belongs to it; None: all of the groups' items do."""
     below: int | None = None
     """Which number of a row is above 0 where the item is counted; None: all that belong to it are."""
+    mean_of: tuple[tuple["Node", float], ...] = ()
+    """It is the weighted mean of these, shown or not, and counts what they count."""
 
     def members(self, table: "Table") -> dict[str, np.ndarray]:
         """By group: whether each item belongs to it, [n]."""
@@ -72,12 +74,17 @@ class Node:
             return {group: np.ones(len(rows), bool) for group, rows in values.items()}
         return {group: rows[:, self.where] > 0 for group, rows in values.items()}
 
-    def counted(self, table: "Table") -> int:
-        """How many of its items count: those of which the policy has made something."""
-        where = self.where if self.below is None else self.below
-        if where is None:
-            return sum(len(table.values[group]) for group in self.groups)
-        return sum(int(np.sum(table.values[group][:, where] > 0)) for group in self.groups)
+    def counted(self, table: "Table") -> dict[str, np.ndarray]:
+        """By group: whether each item counts, [n]: those do of which the policy has made something."""
+        if self.mean_of:
+            found = {group: np.zeros(len(table.values[group]), bool) for group in self.groups}
+            for part, _ in self.mean_of:
+                for group, counts in part.counted(table).items():
+                    found[group] |= counts
+            return found
+        if self.below is None:
+            return self.members(table)
+        return {group: table.values[group][:, self.below] > 0 for group in self.groups}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,12 +142,13 @@ def mean(name: str, parts: Sequence[Node], weights: Sequence[float] | None = Non
         there = ~np.isnan(values)
         return divide(np.sum(np.where(there, values, 0) * given, axis=-1), np.sum(there * given, axis=-1))
 
-    return Node(name, groups, of, tuple(parts) if show else ())
+    weighed = tuple(zip(parts, given.tolist(), strict=True))
+    return Node(name, groups, of, tuple(parts) if show else (), mean_of=weighed)
 
 
 def evaluate(table: Table, nodes: Sequence[Node], samples: int = 2000, seed: int = 0) -> tuple[Score, ...]:
     """Scores with percentile intervals from `samples` bootstrap samples (0: none); where all items, or none, are right,
-    so that every sample says the same, the interval of a share is Wilson's."""
+    so that every sample says the same, the interval of a share, and of a mean of shares, is made of Wilson's."""
     drawn = (
         {group: resampled(group, values, samples, seed) for group, values in table.values.items()} if samples else {}
     )
@@ -150,16 +158,34 @@ def evaluate(table: Table, nodes: Sequence[Node], samples: int = 2000, seed: int
         members = node.members(table)
         counted = (table.counts[group][there].sum(axis=0) for group, there in members.items())
         named = dict(zip(COUNTS, sum(counted, np.zeros(len(COUNTS))).tolist(), strict=True))
-        items = node.counted(table)
+        items = sum(int(counts.sum()) for counts in node.counted(table).values())
         value, low, high = float(node.of(sums)), None, None
         if samples:
             low, high = interval(node.of(drawn))
-            if node.share and value in (0, 1) and low == high:
-                wilson = wilson_interval(value, items)
-                low, high = wilson.low, wilson.high
+            if value in (0, 1) and low == high and (width := _width(node, table, value)) is not None:
+                low, high = (value, width) if value == 0 else (1 - width, value)
         return Score(node.name, value, low, high, items, named, tuple(map(score, node.parts)))
 
     return tuple(map(score, nodes))
+
+
+def _width(node: Node, table: Table, value: float) -> float | None:
+    """Of the interval of a share whose items are all right or all wrong: Wilson's. A mean's is put together from its
+    parts' as their variances would be (MOVER, Zou and Donner 2008) where these are of different items, and added up
+    where they are of the same ones. None: it is neither."""
+    if node.share:
+        counted = sum(int(counts.sum()) for counts in node.counted(table).values())
+        wilson = wilson_interval(value, counted)
+        return wilson.high - wilson.low if counted else None
+    found = [(width, weight) for part, weight in node.mean_of if (width := _width(part, table, value)) is not None]
+    total = sum(weight for _, weight in found)
+    if not total:
+        return None
+    widths = [width * weight / total for width, weight in found]
+    apart = len({group for part, _ in node.mean_of for group in part.groups}) == sum(
+        len(part.groups) for part, _ in node.mean_of
+    )
+    return math.hypot(*widths) if apart else sum(widths)
 
 
 def interval(values: np.ndarray) -> tuple[float | None, float | None]:
@@ -236,7 +262,8 @@ def differences(
         tail = min(np.sum(known <= 0), np.sum(known >= 0))
         p_value = float(min(2 * (tail + 1) / (len(known) + 1), 1)) if len(known) else None
         one, other = (float(node.of(sum_)) for sum_ in sums)
-        items = sum(int(there.sum()) for there in node.members(pair[0]).values())
+        counts = [node.counted(table) for table in pair]
+        items = sum(int(np.sum(there & counts[1][group])) for group, there in counts[0].items())
         found.append(Difference(name, one, other, low, high, p_value, items, *_mcnemar(pair, node)))
         for part in node.parts:
             add(part, f"{name} / ")

@@ -123,6 +123,8 @@ def tries_of_rows(benchmark: str, items: Sequence[Item], rows: Sequence[Mapping[
             raise RowError(f"row {number}: {error}") from None
         if not tries:
             raise RowError(f"row {number}: there are no responses")
+        if item.id in found:
+            raise RowError(f"row {number}: {item.id!r} appears twice")
         found[item.id] = Tries(tries)
     return found
 
@@ -143,6 +145,8 @@ def verdicts_of_rows(
             continue
         if row["content"] != content_digest(by_name[name]):
             raise RowError(f"row {number}: {name!r} was judged on other texts than this data's")
+        if name in said:
+            raise RowError(f"row {number}: {name!r} was judged in an earlier row as well; are these several runs?")
         said[name] = ballots_of(row["votes"], row["order"] == "both" if "order" in row else both)
         if any(ballot.verdict not in (0, 1, 2, None) or ballot.order not in ("12", "21") for ballot in said[name]):
             raise RowError(f"row {number}: a verdict must be 1, 2 or null, and an order 12 or 21")
