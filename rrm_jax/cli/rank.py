@@ -97,7 +97,7 @@ def command(
     Each row of OUT is {id, best, ranking, ratings, strengths, low, high, comparisons, votes, tokens, invalid, spared,
     ...}: best and ranking (best first) are positions in responses, from 0; strengths are Bradley-Terry's on Elo's scale
     with 95 % intervals; invalid counts comparisons without a winner, spared those of equal answers, which nobody
-    judged. OUT.games.jsonl has every comparison, for rrm replay. Every vote shows its pair in a random order. Where
+    judged. OUT.games.jsonl has all of both, for rrm replay. Every vote shows its pair in a random order. Where
     rows have `correct`, the accuracy of what was picked is printed beside the mean candidate's and the oracle's.
 
     Killed and started again with the same settings it goes on where it was: every vote is kept in OUT.votes.jsonl as
@@ -200,12 +200,13 @@ def _games(ranked: Sequence["Ranked"]) -> Iterable[dict[str, Any]]:
         met: dict[frozenset[int], int] = {}
         for number, matches in enumerate(one.rounds, start=1):
             for match in matches:
-                if match.outcome is None:
-                    continue
                 pair = frozenset((match.i, match.j))
                 met[pair] = met.get(pair, -1) + 1
                 place = {"id": one.result.id, "round": number, "i": match.i, "j": match.j, "meeting": met[pair]}
-                yield place | dataclasses.asdict(match.outcome)
+                if match.outcome is None:
+                    yield place | {"winner": None, "spared": True}
+                else:
+                    yield place | dataclasses.asdict(match.outcome)
 
 
 def summary(rows: Mapping[str, Candidates], results: Sequence["Result"], reports: Sequence["Tournament"]) -> list[str]:

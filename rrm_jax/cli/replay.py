@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from rrm_jax.ranking.replay import Curve
     from rrm_jax.ranking.simulator import Simulator
 
-_STRATEGIES = "round-robin,knockout,knockout:votes=3,random,swiss,adaptive"
+_STRATEGIES = "round-robin,knockout,random,swiss,adaptive"
+_WITH_VOTES = "round-robin,knockout,knockout:votes=3,random,swiss,adaptive"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +55,13 @@ def command(
     *,
     out: Annotated[Path, typer.Option(help="A folder: replay.json, replay.md, replay.png and run.json are written.")],
     strategies: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Comma-separated NAME[:key=value...]: round-robin, random (opponents), knockout (seeding), swiss "
-            "(rounds), adaptive (budget, parallel, correlation); each with rating, stop and votes."
+            "(rounds), adaptive (budget, parallel, correlation); each with rating, stop and (not with --log) votes.",
+            show_default=_WITH_VOTES,
         ),
-    ] = _STRATEGIES,
+    ] = None,
     simulated: _Simulated,
     recorded: _Recorded,
     curve: Annotated[bool, typer.Option(help="Look at the pick several times during a tournament.")] = True,
@@ -83,7 +85,10 @@ def command(
     from rrm_jax.ranking.entry import parse_entry
     from rrm_jax.ranking.simulator import Simulator
 
-    entries = [parse_entry(text.strip()) for text in strategies.split(",")]
+    given = strategies or (_STRATEGIES if recorded.log else _WITH_VOTES)
+    entries = [parse_entry(text.strip()) for text in given.split(",")]
+    if recorded.log and (several := next((entry for entry in entries if entry.votes != 1), None)):
+        raise RrmError(f"{several.text!r}: with --log a comparison has the votes that were recorded")
     faults = Simulator(1.0, simulated.position_bias, simulated.pair_error, simulated.intransitivity)
     out.mkdir(parents=True, exist_ok=True)
     inputs: dict[str, str | Path] = {
@@ -120,10 +125,8 @@ def _sources(simulated: _Simulated, recorded: _Recorded, faults: "Simulator", se
             for right in _numbers(recorded.accuracy, "accuracy")
         }
     return {
-        f"n = {n:.0f}, spread {width:g}": simulated_parts(
-            int(n), dataclasses.replace(faults, spread=width), tournaments, seed
-        )
-        for n in _numbers(simulated.candidates, "candidates")
+        f"n = {n}, spread {width:g}": simulated_parts(n, dataclasses.replace(faults, spread=width), tournaments, seed)
+        for n in _whole_numbers(simulated.candidates, "candidates")
         for width in _numbers(simulated.spread, "spread")
     }
 
@@ -136,6 +139,13 @@ def _curves(entries: Sequence["Entry"], parts, curve: bool, progress: Progress) 
         curves += replay([entry], parts, curve=curve)
         progress.advance()
     return curves
+
+
+def _whole_numbers(text: str, name: str) -> list[int]:
+    values = _numbers(text, name)
+    if not all(value == int(value) for value in values):
+        raise RrmError(f"--{name} {text!r} must be whole numbers")
+    return [int(value) for value in values]
 
 
 def _numbers(text: str, name: str) -> list[float]:

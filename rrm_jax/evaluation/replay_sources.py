@@ -74,13 +74,16 @@ def _asks(judge: Simulator, world: World) -> Callable[[int], Ask]:
 
 @dataclasses.dataclass(frozen=True)
 class Game:
-    """A row of OUT.games.jsonl, as far as replaying needs it: who won, 1 (i), 2 (j) or None, when they met again."""
+    """A row of OUT.games.jsonl, as far as replaying needs it: who won, 1 (i), 2 (j) or None, when they met again, by
+    how many votes. `spared`: both were known to say the same, and nobody was asked."""
 
     id: str
     i: int
     j: int
     winner: int | None
     meeting: int | None
+    votes: int
+    spared: bool
 
 
 def _parse_game(row: dict[str, Any]) -> Game:
@@ -92,7 +95,9 @@ def _parse_game(row: dict[str, Any]) -> Game:
     meeting = row.get("meeting")
     if meeting is not None and (not isinstance(meeting, int) or meeting < 0):
         raise RowError("meeting must be how often the two had met before")
-    return Game(id, i, j, winner, meeting)  # type: ignore[arg-type]
+    votes = row.get("votes")
+    number = len(votes) if isinstance(votes, list) and votes else 1
+    return Game(id, i, j, winner, meeting, number, row.get("spared") is True)  # type: ignore[arg-type]
 
 
 class Recorded:
@@ -104,6 +109,8 @@ class Recorded:
         self.scores: dict[str, dict[tuple[int, int], list[float]]] = collections.defaultdict(
             lambda: collections.defaultdict(list)
         )
+        self.spared: dict[str, set[tuple[int, int]]] = collections.defaultdict(set)
+        self._votes: list[int] = []
         seen: dict[tuple[str, int, int, int], tuple[float, int]] = {}
         for number, game in Reader(path, _parse_game, strict=True):
             if sizes is not None and game.id not in sizes:
@@ -115,6 +122,9 @@ class Recorded:
             self.sizes[game.id] = max(self.sizes.get(game.id, 0), game.i + 1, game.j + 1)
             score = {1: 1.0, 2: 0.0, None: 0.5}[game.winner]
             i, j = sorted((game.i, game.j))
+            if game.spared:
+                self.spared[game.id].add((i, j))
+                continue
             score = score if game.i == i else 1 - score
             if game.meeting is not None:
                 before, line = seen.setdefault((game.id, i, j, game.meeting), (score, number))
@@ -126,8 +136,24 @@ class Recorded:
                 if line != number:
                     continue
             self.scores[game.id][i, j].append(score)
+            self._votes.append(game.votes)
         if not self.scores:
             raise RrmError(f"{path} holds no games")
+
+    @property
+    def votes(self) -> float:
+        """Of a game, on average."""
+        return float(np.mean(self._votes))
+
+    def same(self, ids: Sequence[str], most: int) -> np.ndarray | None:
+        """`Field.same` of these queries: the pairs that were spared."""
+        if not self.spared:
+            return None
+        same = np.zeros((len(ids), most, most), bool)
+        for at, id in enumerate(ids):
+            for i, j in self.spared.get(id, ()):
+                same[at, i, j] = same[at, j, i] = True
+        return same
 
     def ask(self, ids: Sequence[str]) -> Ask:
         """A judge that gives the recorded verdicts of these queries' games, in the order recorded; `ids[q]` is
@@ -139,6 +165,8 @@ class Recorded:
             for at, place in zip(*np.nonzero(pairs.mask), strict=True):
                 first, second = int(pairs.first[at, place]), int(pairs.second[at, place])
                 i, j = sorted((first, second))
+                if (i, j) in self.spared.get(ids[at], ()):
+                    continue
                 known = self.scores[ids[at]].get((i, j))
                 if not known:
                     raise RrmError(
@@ -149,7 +177,7 @@ class Recorded:
                 value = known[met[ids[at], i, j] % len(known)]
                 met[ids[at], i, j] += 1
                 score[at, place] = value if first == i else 1 - value
-            return Answers(score, pairs.mask.sum(axis=1), np.zeros(pairs.mask.shape, bool))
+            return Answers(score, pairs.mask.sum(axis=1))
 
         return ask
 
@@ -181,7 +209,8 @@ def log_parts(path: Path, labelled: Path | None, seed: int) -> Parts:
         return flags + [False] * (most - len(flags))
 
     def parts() -> Iterator[Part]:
-        field = field_of([Item(id, recorded.sizes[id]) for id in ids], seed)
-        yield Part(field, most, np.array([right(id) for id in ids]), lambda votes: recorded.ask(ids))
+        field = field_of([Item(id, recorded.sizes[id]) for id in ids], seed)._replace(same=recorded.same(ids, most))
+        correct = np.array([right(id) for id in ids])
+        yield Part(field, most, correct, lambda votes: recorded.ask(ids), recorded.votes)
 
     return parts

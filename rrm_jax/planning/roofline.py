@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from jax.sharding import AbstractMesh
 
 from rrm_jax.parallel.mesh import AXES
@@ -148,7 +149,7 @@ class _Step:
         config, ways = self.programs.config, self.programs.engine.ways
         updates = config.updates_per_step
         if name == "decode":
-            return self.count * self.new / self.programs.slots / BLOCK
+            return max(self.count / self._rows_at_once(), 1) * self.new / BLOCK  # a completion's tokens come in turn
         if name == "prefill":
             return max(1.0, self.count // self.group * self.prompt / (PREFILL_TOKENS * ways))
         if name == "log-probs":
@@ -156,6 +157,13 @@ class _Step:
         if name == "forward and backward":
             return updates * self._micro_batches()
         return updates if name in ("apply", "cast") else 1
+
+    def _rows_at_once(self) -> int:
+        """The sampler halves its rows while half of them are enough for all completions."""
+        rows, ways = self.programs.slots, self.programs.engine.ways
+        while rows % (2 * ways) == 0 and rows // 2 >= self.count:
+            rows //= 2
+        return rows
 
     def _micro_batches(self) -> float:
         """Of an update, in units of the one that is planned."""
@@ -187,7 +195,7 @@ class _Step:
         width = 2 if self.programs.config.model.compute_dtype == "bfloat16" else 4
         return decode_step_seconds(
             self.programs.decoder, self.topology.accelerator, devices=self.programs.rollout_mesh.shape["tensor"],
-            slots=self.programs.slots // self.programs.engine.ways, cached=self.prompt / self.group + self.new / 2,
+            slots=self._rows_at_once() // self.programs.engine.ways, cached=self.prompt / self.group + self.new / 2,
             seen=self.prompt + self.new / 2, weight_bytes=width, cache_bytes=width,
         )  # fmt: skip
 
@@ -196,19 +204,29 @@ def link_speeds(mesh: Any, topology: Topology) -> Mapping[str, float]:
     """Bytes a second that a device sends along axes of the mesh ("fsdp", "fsdp × tensor"), between slices, and at most
     ("?").
 
-    In a TPU slice links go along the torus's dimensions: axes that lie along one of three have a third of them.
+    In a TPU slice links go along the torus's dimensions: axes that lie along one of three have a third of them. What
+    leaves a box of GPUs goes through the adapters of all that the axes join in it.
     """
     every = _LINKS[topology.accelerator.name]
     speeds = {"?": every, "slices": _BETWEEN_SLICES.get(topology.accelerator.name, every)}
     for count in range(1, len(AXES) + 1):
         for axes in itertools.combinations(AXES, count):
             name = " × ".join(axis for axis in axes if mesh.shape[axis] > 1)
-            devices = math.prod(mesh.shape[axis] for axis in axes)
             if topology.platform == "gpu":
-                speeds[name] = every if devices <= BOX else _BETWEEN_BOXES
+                joined, in_box = _in_a_box(mesh, axes)
+                speeds[name] = every if joined == in_box else min(every, in_box * _BETWEEN_BOXES)
             else:
                 speeds[name] = every * _share_of_links(mesh, axes)
     return speeds
+
+
+def _in_a_box(mesh: Any, axes: tuple[str, ...]) -> tuple[int, int]:
+    """How many devices the axes join, and how many of these are in the first one's box; boxes come in the devices'
+    order."""
+    shape = [mesh.shape[axis] for axis in AXES]
+    places = np.arange(math.prod(shape)).reshape(shape)
+    group = places[tuple(slice(None) if axis in axes else 0 for axis in AXES)].ravel()
+    return len(group), int(np.sum(group // BOX == group[0] // BOX))
 
 
 def _share_of_links(mesh: Any, axes: tuple[str, ...]) -> float:

@@ -4,7 +4,7 @@ Axes: Q tournaments, C candidates, R places of a round.
 """
 
 import dataclasses
-import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +49,8 @@ class Adaptive:
         return max(rounds), max(candidates // 2, self.at_once(candidates))
 
     def _own_rounds(self, candidates: int) -> int:
-        left = max(self.most_comparisons(candidates) - candidates + 1, 0)
-        return knockout_rounds(candidates) + math.ceil(left / self.at_once(candidates))
+        """Where the knockout's games cost nothing, all comparisons are challenges."""
+        return knockout_rounds(candidates) + -(-self.most_comparisons(candidates) // self.at_once(candidates))
 
     def propose(self, field: Field, games: Games, round_number, num_candidates: int) -> Pairs:
         """As `Strategy` has it: a knockout's round, or, where that is over, challenges to the leader."""
@@ -72,12 +72,12 @@ class Adaptive:
 
         pairs = jax.lax.cond(jnp.any(later_Q), informed, lambda: pairs)
         most_Q = jnp.asarray([self.most_comparisons(n) for n in table])[field.count]
-        played_Q = jnp.sum(games.mask, axis=-1)
-        place_QR = played_Q[:, None] + jnp.cumsum(pairs.mask, axis=-1)
+        played_Q = jnp.sum(games.mask & ~field.free(games.first, games.second), axis=-1)
+        place_QR = played_Q[:, None] + jnp.cumsum(pairs.mask & ~field.free(pairs.first, pairs.second), axis=-1)
         return pairs._replace(mask=pairs.mask & (place_QR <= most_Q[:, None]))
 
     def _challenges(self, field: Field, games: Games, round_number, num_candidates: int, width: int) -> Pairs:
-        tallies = tempered(tally(games, num_candidates), self.correlation)
+        tallies = weighed(self, games, num_candidates)
         theta_QC = fit(tallies, field.count).theta
         real_QC = real(field, num_candidates)
         leader_Q = jnp.argmax(jnp.where(real_QC, theta_QC, -jnp.inf), axis=-1).astype(jnp.int32)
@@ -85,12 +85,19 @@ class Adaptive:
         bits = jax.vmap(lambda key: bits_at(key, candidate, draw))(keys(field, "challenge", round_number))
         uniform = (bits.reshape(-1, num_candidates, width) >> 8).astype(jnp.float32) * 2.0**-24 + 2.0**-25
         drawn_QCR = draws(tallies, theta_QC, jax.scipy.special.ndtri(uniform))
-        drawn_QCR = jnp.where(real_QC[:, :, None], drawn_QCR, -jnp.inf)
-        leads = jnp.arange(num_candidates) == leader_Q[:, None]
-        second = jnp.argmax(jnp.where(leads[:, :, None], -jnp.inf, drawn_QCR), axis=1).astype(jnp.int32)
+        # Who says the same as the leader cannot be told from it.
+        others = real_QC & (jnp.arange(num_candidates) != leader_Q[:, None])
+        if field.same is not None:
+            others &= ~jnp.take_along_axis(jnp.asarray(field.same), leader_Q[:, None, None], axis=1)[:, 0]
+        second = jnp.argmax(jnp.where(others[:, :, None], drawn_QCR, -jnp.inf), axis=1).astype(jnp.int32)
         at_once_Q = jnp.asarray([self.at_once(n) for n in range(num_candidates + 1)])[field.count]
-        mask = (jnp.arange(width) < at_once_Q[:, None]) & (jnp.asarray(field.count) > 1)[:, None]
+        mask = (jnp.arange(width) < at_once_Q[:, None]) & jnp.any(others, axis=-1)[:, None]
         return Pairs(jnp.broadcast_to(leader_Q[:, None], second.shape), second, mask)
+
+
+def weighed(strategy: Any, games: Games, num_candidates: int) -> Tallies:
+    """The games' tallies, `tempered` where the strategy has a `correlation`."""
+    return tempered(tally(games, num_candidates), getattr(strategy, "correlation", 0.0))
 
 
 def tempered(tallies: Tallies, correlation: float) -> Tallies:

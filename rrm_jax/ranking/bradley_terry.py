@@ -26,8 +26,8 @@ _ROUGH = 1e-2  # of a step's equations, solved so far that the steps still conve
 class Fit(NamedTuple):
     """`theta` [Q, C], natural logarithm of strength, its mean over a tournament's candidates 0 (by the prior), padding
     0; `bias` [Q], the log-odds of being named first (0 where not fitted), and `bias_variance` [Q]; `covariance`
-    [Q, C, C] of theta, the inverse Hessian of the posterior at its top; `sandwich` [Q, C, C], which holds where the
-    model does not, or None."""
+    [Q, C, C] of theta, the inverse Hessian of the posterior at its top, without what all share: games tell differences
+    alone, and the mean is 0 by definition; `sandwich` [Q, C, C], which holds where the model does not, or None."""
 
     theta: Any
     bias: Any
@@ -64,7 +64,7 @@ def fit(tallies: Tallies, count_Q, *, prior=PRIOR, position_bias: bool = False, 
         return Fit(
             theta=jnp.where(real_QC, x_QW[:, :size] - mean_Q[:, None], 0),
             bias=x_QW[:, size] if position_bias else zeros_Q,
-            covariance=_of_real(covariance_QWW, real_QC),
+            covariance=_centred(_of_real(covariance_QWW, real_QC), real_QC),
             bias_variance=covariance_QWW[:, size, size] if position_bias else zeros_Q,
             sandwich=None if wrong_QWW is None else _of_real(wrong_QWW, real_QC),
         )
@@ -160,6 +160,15 @@ def _of_real(x_QWW, real_QC):
     return jnp.where(real_QC[:, :, None] & real_QC[:, None, :], x_QWW[:, :size, :size], 0)
 
 
+def _centred(covariance_QCC, real_QC):
+    """Of each θ less the mean of a tournament's own."""
+    share_QC = real_QC / jnp.maximum(jnp.sum(real_QC, axis=1, keepdims=True), 1)
+    with_mean_QC = jnp.einsum("qij,qj->qi", covariance_QCC, share_QC.astype(covariance_QCC.dtype))
+    mean_Q = jnp.sum(with_mean_QC * share_QC, axis=1)
+    centred_QCC = covariance_QCC - with_mean_QC[:, :, None] - with_mean_QC[:, None, :] + mean_Q[:, None, None]
+    return _of_real(centred_QCC, real_QC)
+
+
 def elo_scale(theta, initial=1000.0, scale=400.0) -> jax.Array:
     """θ on Elo's scale: a gap of `scale` is odds of 10 to 1."""
     return initial + scale / math.log(10) * theta
@@ -167,7 +176,8 @@ def elo_scale(theta, initial=1000.0, scale=400.0) -> jax.Array:
 
 def intervals(theta_QC, covariance_QCC, level: float = 0.95) -> tuple[jax.Array, jax.Array]:
     """The ends of each θ's normal interval, [Q, C] each."""
-    half = jax.scipy.special.ndtri(0.5 + level / 2) * jnp.sqrt(jnp.diagonal(covariance_QCC, axis1=-2, axis2=-1))
+    variance_QC = jnp.maximum(jnp.diagonal(jnp.asarray(covariance_QCC), axis1=-2, axis2=-1), 0)
+    half = jax.scipy.special.ndtri(0.5 + level / 2) * jnp.sqrt(variance_QC)
     return theta_QC - half, theta_QC + half
 
 

@@ -19,10 +19,18 @@ from rrm_jax.ranking.protocol import Item
 
 
 class Field(NamedTuple):
-    """`count` int32 [Q] candidates; `key` uint32 [Q, 2], each tournament's random key."""
+    """`count` int32 [Q] candidates; `key` uint32 [Q, 2], each tournament's random key; `same` bool [Q, C, C], who is
+    known to say the same, or None: nobody. Such pairs cost no comparison."""
 
     count: Any
     key: Any
+    same: Any = None
+
+    def free(self, first, second) -> Any:
+        """Which pairs of candidates int32 [Q, R] cost no comparison, bool [Q, R]."""
+        if self.same is None:
+            return np.zeros(first.shape, bool)
+        return self.same[np.arange(len(self.same))[:, None], first, second]
 
 
 class Pairs(NamedTuple):

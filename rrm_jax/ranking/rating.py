@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rrm_jax.errors import RrmError
-from rrm_jax.ranking.adaptive import tempered
+from rrm_jax.ranking.adaptive import weighed
 from rrm_jax.ranking.bradley_terry import elo_scale, fit
 from rrm_jax.ranking.elo import elo_over_orders, elo_ratings
 from rrm_jax.ranking.field import Field, candidate_bits, real
@@ -25,8 +25,9 @@ RATINGS = ("elo", "elo-mean", "points", "win-rate", "bradley-terry", "survived")
 class Rating:
     """`name`: "elo", sequential in the order played (docs/method.md); "elo-mean", over `orders` drawn orders of the
     same games; "points", a win 1, a tie ½; "win-rate", the mean over the opponents met of the share of points against
-    each; "bradley-terry", on Elo's scale (see `bradley_terry.fit`); or "survived", the rounds of a knockout. `k`,
-    `scale` and `initial` are Elo's."""
+    each; "bradley-terry", on Elo's scale (see `bradley_terry.fit`); or "survived", the rounds of a knockout, and, of
+    one that ended before one candidate was left, a share of a round by Bradley–Terry's strength. `k`, `scale` and
+    `initial` are Elo's."""
 
     name: str
     k: float = 4.0
@@ -55,10 +56,21 @@ def rate(rating: Rating, strategy: Strategy, field: Field, games: Games, num_can
         if not isinstance(strategy, Knockout):
             raise RrmError('the rating "survived" is of a knockout')
         rated = survived(field, games, num_candidates, strategy.seeding)
+        best_QC = real(field, num_candidates) & (rated == jnp.max(rated, axis=-1, keepdims=True))
+        unsettled_Q = jnp.sum(best_QC, axis=-1) > 1
+        rated += jax.lax.cond(
+            jnp.any(unsettled_Q),
+            lambda: unsettled_Q[:, None] * jax.nn.sigmoid(_strengths(strategy, field, games, num_candidates)),
+            lambda: jnp.zeros_like(rated),
+        )
     else:
-        tallies = tempered(tally(games, num_candidates), getattr(strategy, "correlation", 0.0))
-        rated = elo_scale(fit(tallies, field.count).theta, rating.initial, rating.scale)
+        rated = elo_scale(_strengths(strategy, field, games, num_candidates), rating.initial, rating.scale)
     return jnp.where(real(field, num_candidates), rated, -jnp.inf)
+
+
+def _strengths(strategy: Strategy, field: Field, games: Games, num_candidates: int) -> jax.Array:
+    """Bradley–Terry's θ, [Q, C]."""
+    return fit(weighed(strategy, games, num_candidates), field.count).theta
 
 
 @functools.partial(jax.jit, static_argnames="num_candidates")

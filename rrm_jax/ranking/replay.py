@@ -42,7 +42,7 @@ class Curve:
     what would be compared without a stop rule, and `ended` counts the tournaments that a rule ended, by its name."""
 
     name: str
-    votes: int
+    votes: float
     points: tuple[Point, ...]
     planned: float
     ended: dict[str, int]
@@ -55,12 +55,14 @@ class Curve:
 
 @dataclasses.dataclass
 class Part:
-    """Some of the tournaments: `right` bool [Q, C] says which pick is right, `ask` judges for an entry's votes."""
+    """Some of the tournaments: `right` bool [Q, C] says which pick is right, `ask` judges for an entry's votes; `votes`
+    are those of a comparison where it does not heed them."""
 
     field: Field
     candidates: int
     right: np.ndarray
     ask: Callable[[int], Ask]
+    votes: float | None = None
 
 
 def replay(entries: Sequence[Entry], parts: Callable[[], Iterator[Part]], *, curve: bool = True) -> list[Curve]:
@@ -73,8 +75,9 @@ def replay(entries: Sequence[Entry], parts: Callable[[], Iterator[Part]], *, cur
 
 def _replay(entry: Entry, parts: Iterator[Part], curve: bool) -> Curve:
     sums: dict[int, np.ndarray] = {}
-    planned, ended = 0.0, dict.fromkeys(ENDS[1:], 0)
+    planned, ended, votes = 0.0, dict.fromkeys(ENDS[1:], 0), float(entry.votes)
     for part in parts:
+        votes = votes if part.votes is None else part.votes
         played = _play(entry, part, sums, curve)
         planned += sum(entry.strategy.most_comparisons(int(count)) for count in part.field.count)
         for code, name in enumerate(ENDS[1:], start=1):
@@ -83,7 +86,7 @@ def _replay(entry: Entry, parts: Iterator[Part], curve: bool) -> Curve:
         Point(compared / total, int(right), int(total)) for _, (compared, right, total) in sorted(sums.items())
     )
     return Curve(
-        entry.text, entry.votes, points, planned / points[-1].tournaments, {name: n for name, n in ended.items() if n}
+        entry.text, votes, points, planned / points[-1].tournaments, {name: n for name, n in ended.items() if n}
     )
 
 

@@ -115,7 +115,7 @@ def ask_simulator(judge: Simulator, world: World):
 
     def ask(pairs: Pairs, games: Games, number: int) -> Answers:
         score = np.asarray(verdicts(judge, world, pairs, games))
-        return Answers(score, judge.votes * pairs.mask.sum(axis=1), np.zeros(pairs.mask.shape, bool))
+        return Answers(score, judge.votes * pairs.mask.sum(axis=1))
 
     return ask
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rrm_jax.errors import RrmError
+from rrm_jax.ranking.adaptive import weighed
 from rrm_jax.ranking.bradley_terry import fit, probability_best
 from rrm_jax.ranking.field import Field, real
 from rrm_jax.ranking.games import Games, tally
@@ -75,8 +76,8 @@ def winner_is_certain(
     return jnp.all(rises_QC < falls_Q - 1e-2, axis=-1)  # float32 near 1000 has steps of 6e-5
 
 
-@functools.partial(jax.jit, static_argnames="num_candidates")
-def leader_probability(field: Field, games: Games, num_candidates: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("strategy", "num_candidates"))
+def leader_probability(strategy: Strategy, field: Field, games: Games, num_candidates: int) -> jax.Array:
     """A lower bound of the probability that the leader is the best, float32 [Q]."""
-    fitted = fit(tally(games, num_candidates), field.count)
+    fitted = fit(weighed(strategy, games, num_candidates), field.count)
     return probability_best(fitted.theta, fitted.covariance, field.count)

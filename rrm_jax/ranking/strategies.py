@@ -281,6 +281,10 @@ class Swiss:
     rounds: int = 0
     rating: str = "bradley-terry"
 
+    def __post_init__(self):
+        if self.rounds < 0:
+            raise RrmError(f"rounds must be 0 at least, not {self.rounds}")
+
     def shape(self, candidates: int) -> tuple[int, int]:
         """As `Strategy` has it."""
         return self.rounds or knockout_rounds(candidates) + 2, max(candidates // 2, 1)

@@ -6,6 +6,7 @@ Axes: Q tournaments, C candidates, M places for games, R of them in a round.
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -13,9 +14,10 @@ import jax
 import numpy as np
 
 from rrm_jax.errors import RrmError
+from rrm_jax.ranking.adaptive import weighed
 from rrm_jax.ranking.bradley_terry import elo_scale, fit, intervals
 from rrm_jax.ranking.field import Field, Pairs, address, field_of
-from rrm_jax.ranking.games import Games, tally
+from rrm_jax.ranking.games import Games
 from rrm_jax.ranking.protocol import Comparison, Item, Match, Outcome, Result
 from rrm_jax.ranking.rating import Rating, rate, standings
 from rrm_jax.ranking.stopping import Stop, leader_probability, winner_is_certain
@@ -24,15 +26,14 @@ from rrm_jax.ranking.strategies import Knockout, RoundRobin, Strategy
 Invalid = Literal["random", "draw"]
 ENDS = ("", "certain", "probability", "budget", "tokens")
 MOST_GAMES = 100_000
+MOST_PLACES = 4_000_000  # of games, whether they are played or not
 
 
 class Answers(NamedTuple):
-    """What a judge makes of Pairs [Q, R]: `score` float [Q, R] of the first one, in [0, 1]; `cost` float [Q] tokens;
-    `free` bool [Q, R]: settled without a comparison."""
+    """What a judge makes of Pairs [Q, R]: `score` float [Q, R] of the first one, in [0, 1]; `cost` float [Q] tokens."""
 
     score: np.ndarray
     cost: np.ndarray
-    free: np.ndarray
 
 
 class Played(NamedTuple):
@@ -67,37 +68,44 @@ def play(
     games = Games(
         np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(shape, bool)
     )
-    ended, compared, cost = np.zeros(count, np.int32), np.zeros(count, np.int64), np.zeros(count)
+    ended, due = np.zeros(count, np.int32), np.zeros(count, np.int32)
+    compared, cost = np.zeros(count, np.int64), np.zeros(count)
+    most = np.array([strategy.most_comparisons(int(candidates)) for candidates in field.count])
     for number in range(rounds):
         pairs = Pairs(*(np.array(x) for x in _propose(strategy, field, games, np.int32(number), num_candidates)))
+        # A rule ends what would have gone on; what is over by itself it does not.
+        ended = np.where((ended == 0) & pairs.mask.any(axis=1), due, ended)
         pairs.mask[ended > 0] = False
+        costs = pairs.mask & ~field.free(pairs.first, pairs.second)
         if stop.budget is not None:
-            over = compared[:, None] + np.cumsum(pairs.mask, axis=1) > stop.budget
-            ended[(ended == 0) & np.any(pairs.mask & over, axis=1)] = ENDS.index("budget")
-            pairs.mask[over] = False
+            over = costs & (compared[:, None] + np.cumsum(costs, axis=1) > stop.budget)
+            ended[(ended == 0) & np.any(over, axis=1)] = ENDS.index("budget")
+            pairs.mask[over] = costs[over] = False
         if pairs.mask.any():
             answers = ask(pairs, games, number)
             here = slice(number * width, (number + 1) * width)
             for old, new in zip(games, (pairs.first, pairs.second, answers.score, pairs.mask), strict=True):
                 old[:, here] = new
-            compared += np.sum(pairs.mask & ~answers.free, axis=1)
+            compared += np.sum(costs, axis=1)
             cost += answers.cost
         after_round(games, compared, number)
         if number + 1 < rounds:
-            _stop(stop, rating, strategy, field, games, num_candidates, cost, ended)
-        if np.all(ended > 0):
+            _stop(stop, rating, strategy, field, games, num_candidates, cost, due)
+        if np.all((ended > 0) | (compared >= most)):
             break
     return Played(games, ended, compared)
 
 
-def _stop(stop: Stop, rating, strategy, field, games: Games, num_candidates: int, cost, ended) -> None:
+def _stop(stop: Stop, rating, strategy, field, games: Games, num_candidates: int, cost, due) -> None:
+    """Says in `due` which rule would end a tournament now."""
+
     def end(name: str, now) -> None:
-        ended[(ended == 0) & np.asarray(now)] = ENDS.index(name)
+        due[(due == 0) & np.asarray(now)] = ENDS.index(name)
 
     if stop.certain and isinstance(strategy, RoundRobin):
         end("certain", winner_is_certain(rating, strategy, field, games, num_candidates))
     if stop.probability is not None:
-        end("probability", leader_probability(field, games, num_candidates) >= stop.probability)
+        end("probability", leader_probability(strategy, field, games, num_candidates) >= stop.probability)
     if stop.tokens is not None:
         end("tokens", cost >= stop.tokens)
 
@@ -134,7 +142,8 @@ def run_tournaments(
     check_items(items, strategy, stop)
     if not items:
         return []
-    field, most = _padded(field_of(items, seed)), _bucket(max(item.candidates for item in items))
+    most = _bucket(max(item.candidates for item in items))
+    field = _padded(field_of(items, seed)._replace(same=_same(items, most)))
     matches: list[list[tuple[Match, ...]]] = [[] for _ in items]
 
     def ask(pairs: Pairs, games: Games, number: int) -> Answers:
@@ -143,7 +152,7 @@ def run_tournaments(
     played = play(field, most, strategy, ask, rating, stop)
     ratings = np.asarray(rate(rating, strategy, field, played.games, most))
     order = np.asarray(standings(field, ratings, most))
-    fitted = fit(tally(Games(*played.games), most), field.count)
+    fitted = fit(weighed(strategy, Games(*played.games), most), field.count)
     low, high = intervals(fitted.theta, fitted.covariance)
     strengths = [np.asarray(elo_scale(x)) for x in (fitted.theta, low, high)]
     return [
@@ -160,12 +169,25 @@ def _padded(field: Field) -> Field:
     """More tournaments, of no candidates, up to a power of two, as the candidates are: few shapes are compiled."""
     count = len(field.count)
     more = _bucket(count) - count
-    return Field(np.pad(field.count, (0, more)), np.pad(field.key, ((0, more), (0, 0))))
+    return Field(*(None if x is None else np.pad(x, ((0, more), *(((0, 0),) * (x.ndim - 1)))) for x in field))
+
+
+def _same(items: Sequence[Item], most: int) -> np.ndarray | None:
+    """`Field.same`; None where no item's answers are known."""
+    if all(item.answers is None for item in items):
+        return None
+    same = np.zeros((len(items), most, most), bool)
+    for at, item in enumerate(items):
+        numbers: dict[str, int] = {}
+        answers = item.answers or (None,) * item.candidates
+        named = np.array([-1 if answer is None else numbers.setdefault(answer, len(numbers)) for answer in answers])
+        same[at, : len(named), : len(named)] = (named[:, None] == named) & (named >= 0)
+    return same
 
 
 def check_items(items: Sequence[Item], strategy: Strategy, stop: Stop = Stop()) -> None:
     """Raises RrmError for items that cannot be played: no candidates, an id that comes twice, answers or a bracket of
-    another length, or more than MOST_GAMES comparisons."""
+    another length, more than MOST_GAMES comparisons, or rounds with places for more than MOST_PLACES."""
     seen = set()
     for item in items:
         if item.candidates < 1:
@@ -186,6 +208,11 @@ def check_items(items: Sequence[Item], strategy: Strategy, stop: Stop = Stop()) 
                 f"item {item.id!r} has {item.candidates:,} candidates: this strategy would make {most:,} comparisons; "
                 f"a knockout makes {item.candidates - 1:,}"
             )
+        if math.prod(strategy.shape(_bucket(item.candidates))) > MOST_PLACES:
+            raise RrmError(
+                f"item {item.id!r} has {item.candidates:,} candidates: this strategy has "
+                f"{strategy.shape(item.candidates)[0]:,} rounds for them, more than can be played"
+            )
 
 
 def _ask(items, compare, seed: int, invalid: Invalid, pairs: Pairs, matches) -> Answers:
@@ -200,14 +227,12 @@ def _ask(items, compare, seed: int, invalid: Invalid, pairs: Pairs, matches) -> 
                 asked.append(Comparison(item.id, i, j, met[frozenset((i, j))]))
                 met[frozenset((i, j))] += 1
     outcomes = iter(zip(asked, compare(asked), strict=True)) if asked else iter(())
-    shape = pairs.mask.shape
-    score, free, cost = np.full(shape, 0.5, np.float32), np.zeros(shape, bool), np.zeros(shape[0])
+    score, cost = np.full(pairs.mask.shape, 0.5, np.float32), np.zeros(len(pairs.mask))
     for at, item in enumerate(items):
         round_of: list[Match] = []
         for place in np.flatnonzero(pairs.mask[at]):
             i, j = int(pairs.first[at, place]), int(pairs.second[at, place])
             if item.same(i, j):
-                free[at, place] = True
                 round_of.append(Match(i, j, None))
                 continue
             comparison, outcome = next(outcomes)
@@ -220,7 +245,7 @@ def _ask(items, compare, seed: int, invalid: Invalid, pairs: Pairs, matches) -> 
                 score[at, place] = float(winner == 1)
         if round_of:
             matches[at].append(tuple(round_of))
-    return Answers(score, cost, free)
+    return Answers(score, cost)
 
 
 def _result(item: Item, at: int, ratings, order, strengths, rounds, ended: str) -> Result:

@@ -127,7 +127,10 @@ def read_games(source: GamesConfig, session: Session) -> dict[str, np.ndarray]:
     """Points [C, C] by query. Malformed rows are reported, counted and passed over; RrmError where no game is left."""
     reader = Reader(Path(source.path), _game, report=session.report)
     games: dict[str, list[tuple[int, int, float]]] = {}
-    for _, (judge, strategy, query, i, j, share) in reader:
+    for _, game in reader:
+        if game is None:
+            continue
+        judge, strategy, query, i, j, share = game
         if source.judge in (None, judge) and source.strategy in (None, strategy):
             games.setdefault(query, []).append((i, j, share))
     session.skipped += reader.skipped
@@ -136,7 +139,10 @@ def read_games(source: GamesConfig, session: Session) -> dict[str, np.ndarray]:
     return {query: _points(played) for query, played in games.items()}
 
 
-def _game(row: dict[str, Any]) -> tuple[Any, Any, str, int, int, float]:
+def _game(row: dict[str, Any]) -> tuple[Any, Any, str, int, int, float] | None:
+    """None: a pair that nobody judged."""
+    if row.get("spared"):
+        return None
     i, j, winner = row.get("i"), row.get("j"), row.get("winner", 0)
     if type(i) is not int or type(j) is not int or i == j or not 0 <= min(i, j) <= max(i, j) < MOST_CANDIDATES:
         raise RowError(f"i and j must name two candidates, of {MOST_CANDIDATES} at most, not {i!r} and {j!r}")

