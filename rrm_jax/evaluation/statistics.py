@@ -49,6 +49,15 @@ def bootstrap_interval(
     return bootstrap_of(lambda draws: values[draws].mean(axis=1), len(values), seed, resamples, level)
 
 
+def share_interval(values: Sequence[float] | np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """`bootstrap_interval`, of 95 %, of credits from 0 to 1: where all are 0, or all 1, and every draw says the same,
+    Wilson's."""
+    values = _numbers(values)
+    if len(values) and values[0] in (0, 1) and np.all(values == values[0]):
+        return wilson_interval(float(values[0]), len(values))
+    return bootstrap_interval(values, seed, resamples)
+
+
 def bootstrap_of(
     statistic: Callable[[np.ndarray], np.ndarray],
     items: int,

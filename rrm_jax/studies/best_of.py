@@ -10,7 +10,7 @@ import numpy as np
 from rrm_jax.data.answers import canonical, final_answer, strip_thinking
 from rrm_jax.data.jsonl import RowError
 from rrm_jax.data.records import Candidates, parse_candidates
-from rrm_jax.evaluation.statistics import RESAMPLES, Interval, Paired, bootstrap_interval, paired_bootstrap
+from rrm_jax.evaluation.statistics import RESAMPLES, Interval, Paired, paired_bootstrap, share_interval
 from rrm_jax.evaluation.tournament import comparer
 from rrm_jax.ranking.entry import Entry
 from rrm_jax.ranking.protocol import Item, Result
@@ -88,7 +88,7 @@ def ways(
         Way(
             judge,
             strategy,
-            bootstrap_interval(credits[strategy], seed, resamples),
+            share_interval(credits[strategy], seed, resamples),
             float(np.mean([result.comparisons for result in found])),
             float(np.mean([result.votes for result in found])),
             float(np.mean([result.tokens for result in found])),
@@ -106,9 +106,9 @@ def bounds(rows: Sequence[Candidates], seed: int = 0, resamples: int = RESAMPLES
     """With bootstrap intervals over the rows, whose `correct` must be known (`parse_correct`)."""
     right = [np.array(row.correct or (), float) for row in rows]
     return Bounds(
-        bootstrap_interval([one.mean() for one in right], seed, resamples),
-        bootstrap_interval([_majority(row) for row in rows], seed, resamples),
-        bootstrap_interval([one.max() for one in right], seed, resamples),
+        share_interval([one.mean() for one in right], seed, resamples),
+        share_interval([_majority(row) for row in rows], seed, resamples),
+        share_interval([one.max() for one in right], seed, resamples),
     )
 
 

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from rrm_jax.evaluation.figures import COLOURS
-from rrm_jax.evaluation.statistics import RESAMPLES, Interval, bootstrap_interval, bootstrap_of, wilson_interval
+from rrm_jax.evaluation.statistics import (
+    RESAMPLES,
+    Interval,
+    bootstrap_interval,
+    bootstrap_of,
+    share_interval,
+    wilson_interval,
+)
 from rrm_jax.judging.judge import Judgment
 from rrm_jax.studies.common import Counts, Session, counts_of
 from rrm_jax.studies.config import CalibrationConfig
@@ -107,7 +114,7 @@ def compute(
         len(known),
         len(judgments) - len(known),
         _mean(sure),
-        bootstrap_interval(right, seed, resamples),
+        share_interval(right, seed, resamples),
         bootstrap_of(error, len(known), seed, resamples),
         bootstrap_interval((sure - right) ** 2, seed, resamples),
         tuple(

@@ -10,7 +10,7 @@ import numpy as np
 from rrm_jax.data.jsonl import Reader, RowError
 from rrm_jax.errors import RrmError
 from rrm_jax.evaluation.figures import COLOURS
-from rrm_jax.evaluation.statistics import RESAMPLES, Interval, bootstrap_interval, bootstrap_of
+from rrm_jax.evaluation.statistics import RESAMPLES, Interval, bootstrap_of, share_interval
 from rrm_jax.ranking.intransitivity import Intransitivity, champion_chances, of_tournament
 from rrm_jax.studies.best_of import parse_correct
 from rrm_jax.studies.common import Session
@@ -81,7 +81,7 @@ def compute(
             return bootstrap_of(lambda draws: top[draws].sum(1) / bottom[draws].sum(1), len(top), seed, resamples)
 
     def mean(values: Sequence[float]) -> Interval:
-        return bootstrap_interval(values, seed, resamples)
+        return share_interval(values, seed, resamples)
 
     return Cycles(
         name,
@@ -119,7 +119,7 @@ def _picks(
         taken = points.sum(1)
         by_points.append(float(right[taken >= taken.max() - 1e-9].mean()))
         by_knockout.append(float(champion_chances(points, seed)[0] @ right))
-    sure = (bootstrap_interval(values, seed, resamples) for values in (by_points, by_knockout))
+    sure = (share_interval(values, seed, resamples) for values in (by_points, by_knockout))
     return Picks(len(by_points), *sure)
 
 

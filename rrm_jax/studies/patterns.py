@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rrm_jax.evaluation.figures import COLOURS
-from rrm_jax.evaluation.statistics import RESAMPLES, Interval, bootstrap_interval
+from rrm_jax.evaluation.statistics import RESAMPLES, Interval, bootstrap_interval, share_interval
 from rrm_jax.studies.common import Session
 from rrm_jax.studies.config import PatternsConfig
 from rrm_jax.studies.diversity import Diversity, Unit, diversity
@@ -78,7 +78,7 @@ def compute(
     for category, listed in words.items():
         pattern = pattern_of(listed)
         found = [len(pattern.findall(trace.text)) for trace in traces]
-        share = bootstrap_interval([float(count > 0) for count in found], seed, resamples)
+        share = share_interval([float(count > 0) for count in found], seed, resamples)
         matches = sum(found)
         categories.append(Category(category, share, 1000 * matches / total if total else float("nan"), matches))
     some = drawn([trace for trace in traces if trace.text], most, seed)

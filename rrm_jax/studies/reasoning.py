@@ -8,7 +8,7 @@ import numpy as np
 
 from rrm_jax.evaluation.figures import COLOURS
 from rrm_jax.evaluation.published import REWARDBENCH, SOURCE, rewardbench_rows
-from rrm_jax.evaluation.statistics import RESAMPLES, Interval, Paired, bootstrap_interval, paired_bootstrap
+from rrm_jax.evaluation.statistics import RESAMPLES, Interval, Paired, paired_bootstrap, share_interval
 from rrm_jax.judging.judge import Judgment
 from rrm_jax.studies.common import Counts, Session, counts_of, credit, mean_credit
 from rrm_jax.studies.config import ReasoningConfig
@@ -79,7 +79,7 @@ def _score(name: str, judgments: Sequence[Judgment], credits: list[float], seed:
         consistent.append(np.mean([one.verdict is not None and one.verdict == two.verdict for one, two in twice]))
 
     def sure(values: Sequence[float]) -> Interval:
-        return bootstrap_interval(values, seed, resamples)
+        return share_interval(values, seed, resamples)
 
     return Score(
         name, sure(credits), sure(given), sure(turned), sure(both_right), sure(consistent), counts_of(judgments)

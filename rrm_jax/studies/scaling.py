@@ -8,7 +8,14 @@ import numpy as np
 
 from rrm_jax.evaluation.figures import COLOURS
 from rrm_jax.evaluation.published import MATH_BEST_OF_8, REWARDBENCH, REWARDBENCH_VOTING, SOURCE, rewardbench_rows
-from rrm_jax.evaluation.statistics import RESAMPLES, Interval, Paired, bootstrap_interval, paired_bootstrap
+from rrm_jax.evaluation.statistics import (
+    RESAMPLES,
+    Interval,
+    Paired,
+    bootstrap_interval,
+    paired_bootstrap,
+    share_interval,
+)
 from rrm_jax.judging.judge import Judgment
 from rrm_jax.ranking.entry import parse_entry
 from rrm_jax.studies.best_of import Bounds, Way, bounds, game_rows, parse_correct, play, ways
@@ -61,7 +68,7 @@ def compute_voting(
         Voting(
             judge,
             count,
-            bootstrap_interval(values, seed, resamples),
+            share_interval(values, seed, resamples),
             None if count == fewest else bootstrap_interval(values - credits[fewest], seed, resamples),
             None if count == fewest else paired_bootstrap(drawn[count], drawn[fewest], seed, resamples),
         )

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 from rrm_jax.evaluation.figures import COLOURS
 from rrm_jax.evaluation.published import SOURCE
-from rrm_jax.evaluation.statistics import RESAMPLES, Interval, Paired, bootstrap_interval, paired_bootstrap
+from rrm_jax.evaluation.statistics import (
+    RESAMPLES,
+    Interval,
+    Paired,
+    bootstrap_interval,
+    paired_bootstrap,
+    share_interval,
+)
 from rrm_jax.judging.judge import Judgment
 from rrm_jax.studies.common import Counts, Session, counts_of, mean_credit
 from rrm_jax.studies.config import ThinkingBudgetConfig
@@ -69,8 +76,8 @@ def compute(
             Budget(
                 judge,
                 budget,
-                bootstrap_interval(credits, seed, resamples),
-                bootstrap_interval(forced, seed, resamples),
+                share_interval(credits, seed, resamples),
+                share_interval(forced, seed, resamples),
                 bootstrap_interval(tokens, seed, resamples),
                 None if before is None else paired_bootstrap(credits, before, seed, resamples),
                 None if least is None else paired_bootstrap(credits, least, seed, resamples),

@@ -341,6 +341,9 @@ def test_equal_boxed_answers_are_not_judged(place, run):
     assert code == 0
     assert (results(place)[0]["comparisons"], results(place)[0]["spared"]) == (2, 1)
     assert "spared because both answers are the same: 1" in out
+    games = [json.loads(line) for line in (place / "out.jsonl.games.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(min(g["i"], g["j"]), max(g["i"], g["j"]), g["winner"]) for g in games if g.get("spared")] == [(0, 2, None)]
+    assert len(games) == 3
     assert "<svg" in (place / "picture.html").read_text(encoding="utf-8")
 
 

@@ -100,6 +100,29 @@ def test_a_recorded_round_robin_replays_under_other_strategies(tmp_path, run):
     assert (curve["points"][-1]["right"], curve["points"][-1]["tournaments"]) == (1, 2)
 
 
+def test_a_log_has_the_votes_and_the_spared_pairs_that_were_recorded(tmp_path, run):
+    """0 and 1 of `a` say the same: where they would meet, nobody is asked."""
+    rows = [row | {"votes": [1, 1, 1]} for row in games(lambda i, j: 1 if i > j else 2)]
+    spared = {"winner": None, "spared": True, "votes": []}
+    rows = [row | (spared if (row["id"], row["i"], row["j"]) == ("a", 1, 0) else {}) for row in rows]
+    log = write(tmp_path / "ranked.games.jsonl", rows)
+    assert run("--log", log)[0] == 0
+    (found,) = curves(tmp_path).values()
+    assert [curve["name"] for curve in found] == ["round-robin", "knockout", "random", "swiss", "adaptive"]
+    assert {curve["votes"] for curve in found} == {3}
+    assert found[0]["points"][-1]["comparisons"] == (5 + 6) / 2
+    assert all(curve["points"][-1]["right"] == 2 for curve in found[:2])
+    assert "| round-robin | 5.5 | 16.5 |" in (tmp_path / "out" / "replay.md").read_text(encoding="utf-8")
+    code, _, err = run("--log", log, "--strategies", "knockout:votes=3")
+    assert (code, "a comparison has the votes that were recorded" in err) == (2, True)
+
+
+@pytest.mark.parametrize("candidates", ["8.5", "0.5", "0", "x"])
+def test_numbers_of_candidates_are_whole(run, candidates):
+    code, _, err = run("--candidates", candidates)
+    assert (code, "--candidates" in err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("rows", "problem"),
     [

@@ -12,6 +12,7 @@ from rrm_jax.evaluation.statistics import (
     bootstrap_of,
     mcnemar_exact,
     paired_bootstrap,
+    share_interval,
     wilson_interval,
 )
 
@@ -108,6 +109,15 @@ def test_wilson_is_scipys(right, n):
     ours = wilson_interval(right / n, n)
     assert (ours.low, ours.high) == (pytest.approx(theirs.low, abs=1e-6), pytest.approx(theirs.high, abs=1e-6))
     assert math.isnan(wilson_interval(0.5, 0).low)
+
+
+def test_of_all_right_an_interval_is_wilsons_and_of_others_the_bootstraps():
+    assert share_interval([1.0] * 8) == wilson_interval(1.0, 8)
+    assert share_interval([0.0]) == wilson_interval(0.0, 1)
+    mixed = [1.0, 0.0, 0.5, 1.0]
+    assert share_interval(mixed, 3, 200) == bootstrap_interval(mixed, 3, 200)
+    assert share_interval([0.5] * 4, 0, 200).low == 0.5
+    assert share_interval([]).n == 0
 
 
 def test_what_cannot_be():

@@ -69,7 +69,7 @@ def test_a_study_of_a_games_log(config, tmp_path):
     assert (a["cycles"]["estimate"], b["cycles"]["estimate"]) == (1, 0)
     assert a["without"]["points"]["estimate"] is None
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
-    assert ["b", "without", "1", *["100.0 % (100.0 … 100.0)"] * 2] in rows
+    assert ["b", "without", "1", *["100.0 % (20.7 … 100.0)"] * 2] in rows  # Wilson's, of 1 of 1: 1 / (1 + 1.96²)
     assert not (tmp_path / "out" / "votes.jsonl").exists()
 
 

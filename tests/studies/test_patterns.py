@@ -36,7 +36,7 @@ def test_rates_by_hand():
     }  # fmt: skip
     assert found["transition"].share.estimate == pytest.approx(1 / 3)
     assert found["transition"].rate == pytest.approx(1000 * 2 / (8 + 5 + 3))
-    assert found["reflection"].share.high == 0
+    assert found["reflection"].share.high == pytest.approx(3.8414588 / (3 + 3.8414588))  # Wilson's, of 0 of 3
 
 
 def test_distances_by_hand_and_by_pairs():

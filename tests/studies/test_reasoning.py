@@ -64,13 +64,14 @@ def test_a_study_writes_numbers_table_figure_and_provenance(study, tmp_path):
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
     data = json.loads((out / "data.json").read_text())
     right, chance = data["found"]["scores"]
-    assert right["accuracy"] == {"estimate": 1.0, "low": 1.0, "high": 1.0, "n": 12}
+    low = 1 / (1 + 1.959964**2 / 12)  # Wilson's, of 12 of 12
+    assert right["accuracy"] == {"estimate": 1.0, "low": pytest.approx(low, abs=1e-6), "high": 1.0, "n": 12}
     assert right["counts"]["votes"] == 24
     assert chance["counts"]["invalid"] > 0
     assert [judge["judge"] for judge in data["judges"]] == ["right", "coin"]
     assert data["judges"][0]["model"] == "right"
     assert "| right " in text
-    assert "100.0 % (100.0 … 100.0)" in text
+    assert "100.0 % (75.8 … 100.0)" in text
     assert "not our result" in text
     made = json.loads((out / "run.json").read_text())
     assert made["inputs"]["pairs"]["sha256"] == fingerprint(config.pairs)
