@@ -6,7 +6,6 @@ Axes: Q tournaments, C candidates, M places for games, R of them in a round.
 import collections
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -62,6 +61,7 @@ def play(
     `ask` is given a round's pairs, the games before it and the round's number. `after_round` sees the games, the
     comparisons so far [Q], and the number of the round.
     """
+    _check_places(strategy, num_candidates)
     rounds, width = strategy.shape(num_candidates)
     count = len(field.count)
     shape = (count, rounds * width)
@@ -208,11 +208,16 @@ def check_items(items: Sequence[Item], strategy: Strategy, stop: Stop = Stop()) 
                 f"item {item.id!r} has {item.candidates:,} candidates: this strategy would make {most:,} comparisons; "
                 f"a knockout makes {item.candidates - 1:,}"
             )
-        if math.prod(strategy.shape(_bucket(item.candidates))) > MOST_PLACES:
-            raise RrmError(
-                f"item {item.id!r} has {item.candidates:,} candidates: this strategy has "
-                f"{strategy.shape(item.candidates)[0]:,} rounds for them, more than can be played"
-            )
+        _check_places(strategy, _bucket(item.candidates))
+
+
+def _check_places(strategy: Strategy, candidates: int) -> None:
+    """Each round has its places, whether games are played in them or not."""
+    rounds, width = strategy.shape(candidates)
+    if rounds * width > MOST_PLACES:
+        raise RrmError(
+            f"{candidates:,} candidates: this strategy has {rounds:,} rounds for them, more than can be played"
+        )
 
 
 def _ask(items, compare, seed: int, invalid: Invalid, pairs: Pairs, matches) -> Answers:

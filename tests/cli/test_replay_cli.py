@@ -123,6 +123,11 @@ def test_numbers_of_candidates_are_whole(run, candidates):
     assert (code, "--candidates" in err) == (2, True)
 
 
+def test_rounds_without_end_are_refused(run):
+    code, _, err = run("--candidates", 4, "--tournaments", 2, "--strategies", "swiss:rounds=1000000000")
+    assert (code, "more than can be played" in err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("rows", "problem"),
     [
