@@ -56,21 +56,19 @@ def rate(rating: Rating, strategy: Strategy, field: Field, games: Games, num_can
         if not isinstance(strategy, Knockout):
             raise RrmError('the rating "survived" is of a knockout')
         rated = survived(field, games, num_candidates, strategy.seeding)
-        best_QC = real(field, num_candidates) & (rated == jnp.max(rated, axis=-1, keepdims=True))
-        unsettled_Q = jnp.sum(best_QC, axis=-1) > 1
-        rated += jax.lax.cond(
-            jnp.any(unsettled_Q),
-            lambda: unsettled_Q[:, None] * jax.nn.sigmoid(_strengths(strategy, field, games, num_candidates)),
-            lambda: jnp.zeros_like(rated),
-        )
     else:
-        rated = elo_scale(_strengths(strategy, field, games, num_candidates), rating.initial, rating.scale)
+        theta_QC = fit(weighed(strategy, games, num_candidates), field.count).theta
+        rated = elo_scale(theta_QC, rating.initial, rating.scale)
     return jnp.where(real(field, num_candidates), rated, -jnp.inf)
 
 
-def _strengths(strategy: Strategy, field: Field, games: Games, num_candidates: int) -> jax.Array:
-    """Bradley–Terry's θ, [Q, C]."""
-    return fit(weighed(strategy, games, num_candidates), field.count).theta
+@functools.partial(jax.jit, static_argnames="num_candidates")
+def with_strengths(field: Field, games: Games, ratings_QC, num_candidates: int) -> jax.Array:
+    """Ratings by "survived" of knockouts that may have ended early: where not one alone is at the top, a share of a
+    round is added by Bradley–Terry's strength."""
+    best_QC = real(field, num_candidates) & (ratings_QC == jnp.max(ratings_QC, axis=-1, keepdims=True))
+    theta_QC = fit(tally(games, num_candidates), field.count).theta
+    return ratings_QC + (jnp.sum(best_QC, axis=-1) > 1)[:, None] * jax.nn.sigmoid(theta_QC)
 
 
 @functools.partial(jax.jit, static_argnames="num_candidates")

@@ -13,7 +13,7 @@ from rrm_jax.ranking.entry import Entry
 from rrm_jax.ranking.field import Field
 from rrm_jax.ranking.games import Games
 from rrm_jax.ranking.rating import rate, standings
-from rrm_jax.ranking.tournament import ENDS, Ask, Played, play
+from rrm_jax.ranking.tournament import ENDS, Ask, Played, final_ratings, play
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,18 +96,17 @@ def _play(entry: Entry, part: Part, sums: dict[int, np.ndarray], curve: bool) ->
     anytime = curve and entry.rating.name != "survived"
     looks = {round(x) for x in np.geomspace(1, rounds, 12)} if anytime else set()
 
-    def count(at: int, games: Games, compared: np.ndarray) -> None:
-        ratings = rate(entry.rating, entry.strategy, part.field, games, part.candidates)
+    def count(at: int, ratings, compared: np.ndarray) -> None:
         picks = np.asarray(standings(part.field, ratings, part.candidates))[:, 0]
         right = part.right[np.arange(len(picks)), picks].sum()
         sums[at] = sums.get(at, np.zeros(3)) + np.array([compared.sum(), right, len(picks)], float)
 
     def look(games: Games, compared: np.ndarray, number: int) -> None:
         if number + 1 in looks and number + 1 < last:
-            count(number + 1, games, compared)
+            count(number + 1, rate(entry.rating, entry.strategy, part.field, games, part.candidates), compared)
 
     played = play(
         part.field, part.candidates, entry.strategy, part.ask(entry.votes), entry.rating, entry.stop, look
     )  # fmt: skip
-    count(last, played.games, played.compared)
+    count(last, final_ratings(entry.rating, entry.strategy, part.field, played, part.candidates), played.compared)
     return played

@@ -18,7 +18,7 @@ from rrm_jax.ranking.bradley_terry import elo_scale, fit, intervals
 from rrm_jax.ranking.field import Field, Pairs, address, field_of
 from rrm_jax.ranking.games import Games
 from rrm_jax.ranking.protocol import Comparison, Item, Match, Outcome, Result
-from rrm_jax.ranking.rating import Rating, rate, standings
+from rrm_jax.ranking.rating import Rating, rate, standings, with_strengths
 from rrm_jax.ranking.stopping import Stop, leader_probability, winner_is_certain
 from rrm_jax.ranking.strategies import Knockout, RoundRobin, Strategy
 
@@ -96,6 +96,14 @@ def play(
     return Played(games, ended, compared)
 
 
+def final_ratings(rating: Rating, strategy: Strategy, field: Field, played: Played, num_candidates: int) -> jax.Array:
+    """`rate`, and of a knockout that a rule ended the strongest so far first."""
+    ratings = rate(rating, strategy, field, played.games, num_candidates)
+    if rating.name == "survived" and played.ended.any():
+        return with_strengths(field, played.games, ratings, num_candidates)
+    return ratings
+
+
 def _stop(stop: Stop, rating, strategy, field, games: Games, num_candidates: int, cost, due) -> None:
     """Says in `due` which rule would end a tournament now."""
 
@@ -150,7 +158,7 @@ def run_tournaments(
         return _ask(items, compare, seed, invalid, pairs, matches)
 
     played = play(field, most, strategy, ask, rating, stop)
-    ratings = np.asarray(rate(rating, strategy, field, played.games, most))
+    ratings = np.asarray(final_ratings(rating, strategy, field, played, most))
     order = np.asarray(standings(field, ratings, most))
     fitted = fit(weighed(strategy, Games(*played.games), most), field.count)
     low, high = intervals(fitted.theta, fitted.covariance)

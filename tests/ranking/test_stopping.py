@@ -171,6 +171,9 @@ def test_rounds_without_end_are_refused_whatever_the_budget(text):
         results_of([Item("a", 4)], entry.strategy, Simulated({}), stop=entry.stop, rating=entry.rating)
 
 
-def test_a_number_of_rounds_below_0_is_refused():
+def test_numbers_that_mean_nothing_are_refused():
     with pytest.raises(RrmError, match="rounds must be 0 at least, not -1"):
         parse_entry("swiss:rounds=-1")
+    for option in ("correlation=1.5", "correlation=-0.1", "parallel=-1", "budget=-1"):
+        with pytest.raises(RrmError, match="correlation from 0 to 1"):
+            parse_entry(f"adaptive:{option}")
