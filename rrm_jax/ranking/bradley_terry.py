@@ -53,9 +53,9 @@ def fit(tallies: Tallies, count_Q, *, prior=PRIOR, position_bias: bool = False, 
         p_QCC = _expected(x_QW, size)
         bend_QWW = assembled(curvature(tallies.count * p_QCC * (1 - p_QCC)), own_W)
         half_QWW = whitening(bend_QWW)
-        covariance_QWW = jnp.swapaxes(half_QWW, 1, 2) @ half_QWW
         wrong_QWW = None
         if sandwich:
+            covariance_QWW = jnp.swapaxes(half_QWW, 1, 2) @ half_QWW
             squares_QCC = tallies.square - 2 * p_QCC * tallies.score + tallies.count * p_QCC * p_QCC
             wrong_QWW = covariance_QWW @ assembled(curvature(squares_QCC), 0 * own_W) @ covariance_QWW
         zeros_Q = jnp.zeros(len(x_QW), dtype)
@@ -64,8 +64,8 @@ def fit(tallies: Tallies, count_Q, *, prior=PRIOR, position_bias: bool = False, 
         return Fit(
             theta=jnp.where(real_QC, x_QW[:, :size] - mean_Q[:, None], 0),
             bias=x_QW[:, size] if position_bias else zeros_Q,
-            covariance=_centred(_of_real(covariance_QWW, real_QC), real_QC),
-            bias_variance=covariance_QWW[:, size, size] if position_bias else zeros_Q,
+            covariance=_centred(half_QWW, real_QC),
+            bias_variance=jnp.sum(half_QWW[:, :, size] ** 2, axis=1) if position_bias else zeros_Q,
             sandwich=None if wrong_QWW is None else _of_real(wrong_QWW, real_QC),
         )
 
@@ -160,13 +160,13 @@ def _of_real(x_QWW, real_QC):
     return jnp.where(real_QC[:, :, None] & real_QC[:, None, :], x_QWW[:, :size, :size], 0)
 
 
-def _centred(covariance_QCC, real_QC):
-    """Of each θ less the mean of a tournament's own."""
-    share_QC = real_QC / jnp.maximum(jnp.sum(real_QC, axis=1, keepdims=True), 1)
-    with_mean_QC = jnp.einsum("qij,qj->qi", covariance_QCC, share_QC.astype(covariance_QCC.dtype))
-    mean_Q = jnp.sum(with_mean_QC * share_QC, axis=1)
-    centred_QCC = covariance_QCC - with_mean_QC[:, :, None] - with_mean_QC[:, None, :] + mean_Q[:, None, None]
-    return _of_real(centred_QCC, real_QC)
+def _centred(half_QWW, real_QC):
+    """Covariance [Q, C, C] of each θ less the mean of a tournament's own. `half_QWW` is `whitening`'s: of it the mean
+    is taken off, lest a weak prior's large variances of the mean hide the others in rounding."""
+    half_QWC = half_QWW[:, :, : real_QC.shape[1]]
+    share_QC = (real_QC / jnp.maximum(jnp.sum(real_QC, axis=1, keepdims=True), 1)).astype(half_QWC.dtype)
+    half_QWC = half_QWC - jnp.einsum("qwc,qc->qw", half_QWC, share_QC)[:, :, None]
+    return _of_real(jnp.swapaxes(half_QWC, 1, 2) @ half_QWC, real_QC)
 
 
 def elo_scale(theta, initial=1000.0, scale=400.0) -> jax.Array:
@@ -176,8 +176,7 @@ def elo_scale(theta, initial=1000.0, scale=400.0) -> jax.Array:
 
 def intervals(theta_QC, covariance_QCC, level: float = 0.95) -> tuple[jax.Array, jax.Array]:
     """The ends of each θ's normal interval, [Q, C] each."""
-    variance_QC = jnp.maximum(jnp.diagonal(jnp.asarray(covariance_QCC), axis1=-2, axis2=-1), 0)
-    half = jax.scipy.special.ndtri(0.5 + level / 2) * jnp.sqrt(variance_QC)
+    half = jax.scipy.special.ndtri(0.5 + level / 2) * jnp.sqrt(jnp.diagonal(covariance_QCC, axis1=-2, axis2=-1))
     return theta_QC - half, theta_QC + half
 
 
