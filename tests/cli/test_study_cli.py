@@ -106,7 +106,7 @@ def test_malformed_rows_are_told_by_the_exit_code(config, models, monkeypatch, t
     )
     done = study(config)
     assert done.exit_code == 1
-    assert "1 malformed row(s) were skipped" in done.stderr
+    assert "1 row(s) that are malformed, or that a judge could not judge, were skipped" in done.stderr
 
 
 def test_what_cannot_be(config, tmp_path):
