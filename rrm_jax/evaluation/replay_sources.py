@@ -161,7 +161,7 @@ class Recorded:
         met: collections.Counter[tuple[str, int, int]] = collections.Counter()
 
         def ask(pairs: Pairs, games: Games, number: int) -> Answers:
-            score = np.full(pairs.mask.shape, 0.5, np.float32)
+            score, cost = np.full(pairs.mask.shape, 0.5, np.float32), np.zeros(len(pairs.mask))
             for at, place in zip(*np.nonzero(pairs.mask), strict=True):
                 first, second = int(pairs.first[at, place]), int(pairs.second[at, place])
                 i, j = sorted((first, second))
@@ -177,7 +177,8 @@ class Recorded:
                 value = known[met[ids[at], i, j] % len(known)]
                 met[ids[at], i, j] += 1
                 score[at, place] = value if first == i else 1 - value
-            return Answers(score, pairs.mask.sum(axis=1))
+                cost[at] += 1
+            return Answers(score, cost)
 
         return ask
 

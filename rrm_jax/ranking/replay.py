@@ -82,8 +82,10 @@ def _replay(entry: Entry, parts: Iterator[Part], curve: bool) -> Curve:
         planned += sum(entry.strategy.most_comparisons(int(count)) for count in part.field.count)
         for code, name in enumerate(ENDS[1:], start=1):
             ended[name] += int(np.sum(played.ended == code))
+    *looks, last = (sums[at] for at in sorted(sums))
     points = tuple(
-        Point(compared / total, int(right), int(total)) for _, (compared, right, total) in sorted(sums.items())
+        Point(compared / total, int(right), int(total))
+        for compared, right, total in [*(look for look in looks if look[0] < last[0]), last]
     )
     return Curve(
         entry.text, votes, points, planned / points[-1].tournaments, {name: n for name, n in ended.items() if n}
@@ -94,7 +96,7 @@ def _play(entry: Entry, part: Part, sums: dict[int, np.ndarray], curve: bool) ->
     rounds = entry.strategy.shape(part.candidates)[0]
     last = rounds  # where the final pick is counted, whenever the tournaments end
     anytime = curve and entry.rating.name != "survived"
-    looks = {round(x) for x in np.geomspace(1, rounds, 12)} if anytime else set()
+    looks = {round(x) for x in np.geomspace(1, rounds, 12)} - {last} if anytime else set()
 
     def count(at: int, ratings, compared: np.ndarray) -> None:
         picks = np.asarray(standings(part.field, ratings, part.candidates))[:, 0]
@@ -102,11 +104,14 @@ def _play(entry: Entry, part: Part, sums: dict[int, np.ndarray], curve: bool) ->
         sums[at] = sums.get(at, np.zeros(3)) + np.array([compared.sum(), right, len(picks)], float)
 
     def look(games: Games, compared: np.ndarray, number: int) -> None:
-        if number + 1 in looks and number + 1 < last:
+        if number + 1 in looks:
+            looks.remove(number + 1)
             count(number + 1, rate(entry.rating, entry.strategy, part.field, games, part.candidates), compared)
 
     played = play(
         part.field, part.candidates, entry.strategy, part.ask(entry.votes), entry.rating, entry.stop, look
     )  # fmt: skip
-    count(last, final_ratings(entry.rating, entry.strategy, part.field, played, part.candidates), played.compared)
+    final = final_ratings(entry.rating, entry.strategy, part.field, played, part.candidates)
+    for at in (*looks, last):  # all of these tournaments may have been over before a look
+        count(at, final, played.compared)
     return played

@@ -25,3 +25,19 @@ def test_a_curve_is_looked_at_where_a_dozen_steps_of_equal_ratio_fall():
     assert [point.comparisons for point in curve.points] == [4, 8, 12, 16, 20, 28, 32]
     (last,) = replay([entry], simulated_parts(8, Simulator(2.0), 20, 0), curve=False)
     assert [point.comparisons for point in last.points] == [32]
+
+
+@pytest.mark.parametrize("text", ["swiss", "adaptive", "swiss:rounds=6:stop=0.5"])
+def test_tournaments_that_are_over_sooner_are_in_every_look(text):
+    """Of 4 and of 16 candidates, which take more rounds; and the end is not shown twice."""
+    entry = parse_entry(text)
+
+    def parts():
+        for size in (4, 16):
+            yield from simulated_parts(size, Simulator(8.0), 10, 0)()
+
+    (curve,) = replay([entry], parts)
+    assert {point.tournaments for point in curve.points} == {20}
+    compared = [point.comparisons for point in curve.points]
+    assert compared == sorted(set(compared))
+    assert len(compared) > 2
