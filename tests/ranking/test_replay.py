@@ -1,12 +1,15 @@
 """Replays: where a curve is looked at, and how sure its points are."""
 
+import numpy as np
 import pytest
 from scipy.stats import binomtest
 
 from rrm_jax.evaluation.replay_sources import simulated_parts
 from rrm_jax.ranking.entry import parse_entry
-from rrm_jax.ranking.replay import Point, replay
-from rrm_jax.ranking.simulator import Simulator
+from rrm_jax.ranking.field import field_of
+from rrm_jax.ranking.protocol import Item
+from rrm_jax.ranking.replay import Part, Point, replay
+from rrm_jax.ranking.simulator import Simulator, ask_simulator, draw_world
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -33,8 +36,12 @@ def test_tournaments_that_are_over_sooner_are_in_every_look(text):
     entry = parse_entry(text)
 
     def parts():
-        for size in (4, 16):
-            yield from simulated_parts(size, Simulator(8.0), 10, 0)()
+        for size in (4, 16):  # which come in arrays of one shape
+            field = field_of([Item(f"{size} {at}", size) for at in range(10)], 0)
+            world = draw_world(field, 16)
+            strongest = np.argmax(np.asarray(world.strength), axis=1)
+            right = np.arange(16) == strongest[:, None]
+            yield Part(field, 16, right, lambda votes, world=world: ask_simulator(Simulator(8.0), world))
 
     (curve,) = replay([entry], parts)
     assert {point.tournaments for point in curve.points} == {20}
