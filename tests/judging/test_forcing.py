@@ -178,3 +178,9 @@ def test_a_template_has_defaults_for_both(tmp_path: Path):
     assert load_template("default") == dataclasses.replace(
         load_template("default"), closing=Template.closing, verdict_prefix=Template.verdict_prefix
     )
+
+
+def test_new_tokens_that_a_verdict_needs_by_hand():
+    assert tokens_needed(Thinking(7, 100, (1, 7, 3), 10, ())) == 113
+    assert tokens_needed(Thinking(7, 100, (1, 7, 3), 10, ((1,) * 4, (2,) * 4))) == 107
+    assert tokens_needed(Thinking(7, None, (), 10, ())) == 10

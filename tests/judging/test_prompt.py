@@ -110,6 +110,24 @@ def test_never_over_the_limit_and_always_endings(r1: Tokenizer, short: Template,
     assert (turned.ids, turned.turned_ids) == (fitted.turned_ids, fitted.ids)
 
 
+def test_one_token_too_many_is_too_many(r1: Tokenizer, short: Template):
+    """Cut once, these texts' tokens and the template's make 38."""
+    texts = "12\t?!\n\n\t\tñandú1\té Assistantxyz  \té\n\na12\t...", "ñandú", "中文...a12é"
+    fitted = fit(short, r1, texts, 37, True)
+    assert max(len(fitted.ids), len(fitted.turned_ids)) <= 37
+
+
+def test_what_a_prompt_would_have_been(letters: Tokenizer, short: Template):
+    """A token a letter, so that nothing merges."""
+    texts = ("q" * 30, "a" * 50, "b" * 60)
+    whole = fit(short, letters, texts, 1000, True)
+    cut = fit(short, letters, texts, len(whole.ids) - 25, True)
+    assert (whole.truncated, whole.uncut) == (False, len(whole.ids))
+    assert (cut.truncated, cut.uncut) == (True, len(whole.ids))
+    assert 0 <= len(whole.ids) - 25 - len(cut.ids) < 3  # three texts are cut to one length
+    assert cut.lengths == (30, 50, 60)
+
+
 class Counting(Tokenizer):
     """Keeps what it is asked to encode."""
 

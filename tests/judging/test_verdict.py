@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rrm_jax.data.tokenizer import Tokenizer
-from rrm_jax.judging.verdict import parse_verdict, verdict_of_completion
+from rrm_jax.judging.verdict import parse_verdict, verdict_of_completion, written_ids
 from rrm_jax.sampling.protocol import Completion, Decoding, Request
 
 ONE, TWO = "\\boxed{Assistant 1}", "\\boxed{Assistant 2}"
@@ -107,3 +107,16 @@ def test_a_tokenizer_without_the_control_token_is_read_as_text(real_data):
     qwen2 = Tokenizer.load(real_data / "tokenizers" / "qwen2")
     assert verdict_of_completion(completion(qwen2, f"hm</think>{ONE}"), qwen2) == 1
     assert verdict_of_completion(completion(qwen2, ONE), qwen2) is None
+
+
+def test_only_a_stop_token_that_ended_it_is_no_part_of_a_text(letters):
+    """Not the last token of what was cut off, nor of what another stop than a token ended."""
+    ids = tuple(letters.encode_text("abc"))
+    ended = (*ids, letters.eos_id)
+
+    def written(ids, reason) -> tuple[int, ...]:
+        return tuple(written_ids(Completion(Request("x", (1,), Decoding()), ids, (0.0,) * len(ids), reason), letters))
+
+    assert written(ids, "length") == written(ids, "stop") == written(ended, "stop") == ids
+    assert written(ended, "length") == ended
+    assert written((), "stop") == ()
