@@ -116,21 +116,25 @@ def find(config: BenchmarksConfig, session: Session) -> Found:
     return Found(tuple(results), tuple(judged), left_out, tuple(partial))
 
 
-def _load(config: BenchmarksConfig, session: Session) -> tuple[dict[str, Loaded], list[str]]:
-    """The benchmarks whose data are here, and what of their rows is not judged. RrmError for what no judge can be asked
-    about."""
-    loaded: dict[str, Loaded] = {}
-    partial: list[str] = []
+def check(config: BenchmarksConfig) -> None:
+    """RrmError for what no judge can be asked about."""
     for name, asked in config.benchmarks.items():
         benchmark = benchmark_of(asked.benchmark or name)
         if benchmark.kind == "answers" or benchmark.takes_answers:
             raise RrmError(f"{name}: {benchmark.name} has no responses of its own to be judged; see rrm eval --help")
         Picking(asked.strategy).entry()
+
+
+def _load(config: BenchmarksConfig, session: Session) -> tuple[dict[str, Loaded], list[str]]:
+    """The benchmarks whose data are here, and what of their rows is not judged."""
+    loaded: dict[str, Loaded] = {}
+    partial: list[str] = []
+    for name, asked in config.benchmarks.items():
         if not Path(asked.data).exists():
             session.report(f"{name} is left out: there is no {asked.data}")
             continue
         how = {"split": asked.split, "groups": asked.groups, "report": session.report}
-        of = load(benchmark.name, asked.data, **how)
+        of = load(asked.benchmark or name, asked.data, **how)
         session.skipped += of.skipped
         missing = of.missing.items()
         partial += [f"{name}: {group}, {there} of the {all} published rows" for group, (there, all) in missing]

@@ -53,12 +53,16 @@ class Found:
     """How many were made, by who labelled them."""
 
 
-def find(config: PosttrainConfig, session: Session) -> Found:
-    """Trains what is not trained yet, in the order: runs that come before, pairs, runs. Goes on where a killed study
-    stopped."""
+def check(config: PosttrainConfig) -> None:
+    """RrmError for runs without held-out questions."""
     for name, run in config.runs.items():
         if run.settings["data"]["eval"] is None:
             raise RrmError(f"the run {name} has no data.eval, whose answers are what is compared here")
+
+
+def find(config: PosttrainConfig, session: Session) -> Found:
+    """Trains what is not trained yet, in the order: runs that come before, pairs, runs. Goes on where a killed study
+    stopped."""
     for name, run in config.before.items():
         _finish(name, run, config, session)
     counts: dict[str, float] = {}

@@ -32,25 +32,27 @@ from rrm_jax.studies.report import Report, command_line, write_report
 @dataclasses.dataclass(frozen=True)
 class Study:
     """`find(config, session)` does the work, and gives a dataclass of all numbers; `report(config, found, seeds)` says
-    them. `found` may be of several seeds, see pooling.py."""
+    them. `found` may be of several seeds, see pooling.py. `check(config)` raises RrmError for what cannot be studied,
+    before anything is written."""
 
     config: type[configs.StudyConfig]
     find: Callable[..., Any]
     report: Callable[..., Report]
+    check: Callable[[Any], None] = lambda config: None
 
 
 STUDIES: dict[str, Study] = {
-    "benchmarks": Study(configs.BenchmarksConfig, benchmarks.find, benchmarks.report),
+    "benchmarks": Study(configs.BenchmarksConfig, benchmarks.find, benchmarks.report, benchmarks.check),
     "reasoning": Study(configs.ReasoningConfig, reasoning.find, reasoning.report),
     "base-models": Study(configs.ReasoningConfig, reasoning.find, reasoning.report),
-    "transfer": Study(configs.BenchmarksConfig, benchmarks.find, benchmarks.report),
+    "transfer": Study(configs.BenchmarksConfig, benchmarks.find, benchmarks.report, benchmarks.check),
     "test-time-compute": Study(configs.ScalingConfig, scaling.find, scaling.report),
     "thinking-budget": Study(configs.ThinkingBudgetConfig, thinking_budget.find, thinking_budget.report),
     "patterns": Study(configs.PatternsConfig, patterns.find, patterns.report),
     "intransitivity": Study(configs.IntransitivityConfig, intransitivity.find, intransitivity.report),
     "dynamics": Study(configs.DynamicsConfig, dynamics.find, dynamics.report),
-    "posttrain-rl": Study(configs.PosttrainConfig, posttrain.find, posttrain.report),
-    "posttrain-dpo": Study(configs.PosttrainConfig, posttrain.find, posttrain.report),
+    "posttrain-rl": Study(configs.PosttrainConfig, posttrain.find, posttrain.report, posttrain.check),
+    "posttrain-dpo": Study(configs.PosttrainConfig, posttrain.find, posttrain.report, posttrain.check),
     "cost": Study(configs.CostConfig, cost.find, cost.report),
     "calibration": Study(configs.CalibrationConfig, calibration.find, calibration.report),
 }
@@ -76,6 +78,7 @@ def run_study(
     Every vote is kept as it comes, so that what was judged is never judged again; the files appear when all is judged.
     """
     study, output = STUDIES[name], Path(config.output)
+    study.check(config)
     inputs = config.files()
     missing = [path for path in inputs.values() if not Path(path).is_file()]
     if missing:

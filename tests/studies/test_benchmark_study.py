@@ -119,3 +119,4 @@ def test_benchmarks_without_responses_and_votes_in_a_strategy_are_refused(letter
     with pytest.raises(RrmError, match="the votes of a comparison are"):
         run_study("benchmarks", study_config("benchmarks", path), judges.open)
     assert judges.asked == 0
+    assert not (tmp_path / "best-of-n").exists(), "or the same output would be of a run with other settings"
