@@ -18,7 +18,7 @@ from rrm_jax.rl.losses import (
     token_weights,
 )
 from rrm_jax.rl.rewards import consistency_reward, overlong_penalty, verdict_reward
-from rrm_jax.rl.surrogates import clipped_weight
+from rrm_jax.rl.surrogates import Clip, clipped_ratio, clipped_weight
 
 LIMIT = 9
 GRPO = PolicyLoss(kl_coef=0.05)
@@ -146,6 +146,17 @@ def test_tokens_at_a_bound_are_counted(variant):
     assert low > 0
     assert high > 0
     assert (int(sums["clip_low"]), int(sums["clip_high"])) == (low, high)
+
+
+@pytest.mark.parametrize("surrogate", [clipped_ratio, clipped_weight])
+def test_a_ratio_at_its_bound_is_not_past_it(surrogate):
+    """Of bounds that float32 holds exactly: 0.75 and 1.25."""
+    ratio = jnp.asarray([[0.75, 1.25, 0.74, 1.26]])
+    clip = Clip(0.25, 0.25)
+    lost = surrogate(ratio, jnp.full((1, 4), -1.0), jnp.zeros((1, 4)), clip)
+    won = surrogate(ratio, jnp.full((1, 4), 1.0), jnp.zeros((1, 4)), clip)
+    assert lost.low[0].tolist() == [False, False, True, False]
+    assert won.high[0].tolist() == [False, False, False, True]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
