@@ -157,6 +157,8 @@ def test_a_ratio_at_its_bound_is_not_past_it(surrogate):
     won = surrogate(ratio, jnp.full((1, 4), 1.0), jnp.zeros((1, 4)), clip)
     assert lost.low[0].tolist() == [False, False, True, False]
     assert won.high[0].tolist() == [False, False, False, True]
+    level = clipped_ratio(ratio, jnp.zeros((1, 4)), jnp.zeros((1, 4)), clip)
+    assert not (level.low | level.high).any(), "where nothing is to be gained nothing is held back"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
