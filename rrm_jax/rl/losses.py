@@ -138,7 +138,7 @@ class PreferenceBatch(NamedTuple):
 
 @jax.named_scope("preference_loss")
 def preference_loss(
-    logprob_BC: jax.Array, batch: PreferenceBatch, beta: float, label_smoothing: float = 0.0, mean: bool = False
+    logprob_BC: jax.Array, batch: PreferenceBatch, beta: float, label_smoothing: float, mean: bool
 ) -> tuple[jax.Array, Sums]:
     """Direct preference optimisation (2305.18290, eq. 7): Σ over pairs of −log σ(β h), to be divided by their number.
 
