@@ -89,8 +89,8 @@ def policy_of(
         raise RrmError(f"--invalid, --ties and --order are of judges; {benchmark.name} has none")
     if benchmark.kind == "best-of-n" and (invalid not in (None, "random", "0.5") or ties is not None):
         raise RrmError("of best-of-N, --invalid is random or 0.5, and there is no --ties")
-    if benchmark.name == "arena-hard" and ties is not None:
-        raise RrmError("arena-hard has no --ties: a tied vote is ½ of a win")
+    if benchmark.shares_votes and ties is not None:
+        raise RrmError(f"{benchmark.name} has no --ties: a game counts the share of its votes, of which a tie is ½")
     return dataclasses.replace(benchmark.policy, **changed, order=order, seed=seed)
 
 

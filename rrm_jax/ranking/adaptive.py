@@ -96,7 +96,7 @@ class Adaptive:
 
 
 def weighed(strategy: Any, games: Games, num_candidates: int) -> Tallies:
-    """The games' tallies, `tempered` where the strategy has a `correlation`."""
+    """The games' tallies, float [Q, C, C], `tempered` where the strategy has a `correlation`."""
     return tempered(tally(games, num_candidates), getattr(strategy, "correlation", 0.0))
 
 

@@ -64,8 +64,8 @@ def rate(rating: Rating, strategy: Strategy, field: Field, games: Games, num_can
 
 @functools.partial(jax.jit, static_argnames="num_candidates")
 def with_strengths(field: Field, games: Games, ratings_QC, num_candidates: int) -> jax.Array:
-    """Ratings by "survived" of knockouts that may have ended early: where not one alone is at the top, a share of a
-    round is added by Bradley–Terry's strength."""
+    """Ratings by "survived", float32 [Q, C], of knockouts that may have ended early: where not one alone is at the top,
+    a share of a round is added by Bradley–Terry's strength."""
     best_QC = real(field, num_candidates) & (ratings_QC == jnp.max(ratings_QC, axis=-1, keepdims=True))
     theta_QC = fit(tally(games, num_candidates), field.count).theta
     return ratings_QC + (jnp.sum(best_QC, axis=-1) > 1)[:, None] * jax.nn.sigmoid(theta_QC)

@@ -75,7 +75,8 @@ def replay(entries: Sequence[Entry], parts: Callable[[], Iterator[Part]], *, cur
 
 def _replay(entry: Entry, parts: Iterator[Part], curve: bool) -> Curve:
     sums: dict[int, np.ndarray] = {}
-    planned, ended, votes = 0.0, dict.fromkeys(ENDS[1:], 0), float(entry.votes)
+    planned, ended = 0.0, dict.fromkeys(ENDS[1:], 0)
+    votes: float = entry.votes
     for part in parts:
         votes = votes if part.votes is None else part.votes
         played = _play(entry, part, sums, curve)

@@ -97,7 +97,7 @@ def play(
 
 
 def final_ratings(rating: Rating, strategy: Strategy, field: Field, played: Played, num_candidates: int) -> jax.Array:
-    """`rate`, and of a knockout that a rule ended the strongest so far first."""
+    """`rate`, float32 [Q, C], and of a knockout that a rule ended the strongest so far first. Raises as `rate` does."""
     ratings = rate(rating, strategy, field, played.games, num_candidates)
     if rating.name == "survived" and played.ended.any():
         return with_strengths(field, played.games, ratings, num_candidates)

@@ -155,6 +155,7 @@ BENCHMARK = Benchmark(
     split="question",
     order="both",
     policy=Policy(invalid="exclude", ties="0.5"),
+    shares_votes=True,
     adapt=_adapt,
     unverified="The rows could not be had here; layouts and rules are those of the authors' code. Their judges have "
     "degrees, and a decisive verdict counts three times; that is not so here, where a judge says 1 or 2.",

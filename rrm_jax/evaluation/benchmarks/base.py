@@ -202,9 +202,9 @@ class Benchmark:
     """One published benchmark.
 
     `columns` are what a row must have; `parse(row, at)` makes the item of row `at` (from 0) of its file, or raises
-    RowError. `rows` are how many rows of each group are published, where that is known, and `games` how
-    many games one mostly has. `measure` gives what is counted
-    of an item, and `tree` the scores that are made of its sums. `order` and `policy` are the published convention.
+    RowError. `rows` are how many rows of each group are published, where that is known, and `games` how many games one
+    mostly has. `measure` gives what is counted of an item, and `tree` the scores that are made of its sums. `order` and
+    `policy` are the published convention; with `shares_votes` a game counts the share of its votes, and none is tied.
     Of kind "answers" a model answers, and no judge judges; `instruction` is the line that follows a question, and
     `shuffled(seed)` the `parse` of rows whose options are shown in an order drawn by the seed. `further(table, samples,
     seed)` are scores that are no function of sums. `takes_answers`: rows are prompts alone, and what is judged are a
@@ -230,6 +230,7 @@ class Benchmark:
     games: int = 1
     order: OrderPolicy = "random"
     policy: Policy = Policy()
+    shares_votes: bool = False
     right_first: bool = False
     instruction: str = ""
     shuffled: Callable[[int], Callable[[Row, int], Item]] | None = None
